@@ -1,0 +1,111 @@
+"""A timm backbone with torchvision's feature pyramid, shaped and named as the `*_fpn_v2` detectors have it."""
+
+from __future__ import annotations
+
+import difflib
+from collections import OrderedDict
+
+import timm
+from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
+
+from codo.errors import CodoError
+
+LEVELS: tuple[int, ...] = (2, 3, 4, 5)
+"""The k of the stages C2-C5 and of the pyramid levels P2-P5."""
+
+STRIDES: tuple[int, ...] = tuple(2**k for k in LEVELS)
+"""Pixels per cell of those levels: 4, 8, 16, 32."""
+
+
+class Backbone(nn.Module):
+    """The stages C2-C5 of a timm model and, on top, the pyramid levels P2-P5 with BN (torchvision's `_v2`).
+
+    The state dict has torchvision's detector names below `backbone`: `body.*` (of a ResNet: torchvision's and timm's
+    own keys) and `fpn.inner_blocks.{i}.0|1.*`, `fpn.layer_blocks.{i}.0|1.*`. It is a torchvision detector's backbone as
+    it stands: calling it returns the ordered dict of levels that those detectors expect.
+
+    Args:
+        name: a timm model name with `features_only`, e.g. `resnet50`, `convnext_tiny`.
+        fpn_channels: channels of every level (256 in torchvision), or None for a backbone without pyramid.
+        norm_layer: norm of the FPN's lateral and output convolutions.
+        extra_blocks: torchvision's extra FPN levels for a detector (`LastLevelMaxPool()`); pretraining needs none.
+
+    Attributes:
+        stage_channels: channels of C2-C5.
+        out_channels: channels of every map that `forward` returns.
+
+    Raises:
+        CodoError: timm has no such model, or it lacks one of the strides 4, 8, 16, 32.
+
+    Example:
+        >>> import torch
+        >>> backbone = Backbone("resnet18", fpn_channels=64)
+        >>> [tuple(level.shape[1:]) for level in backbone(torch.zeros(2, 3, 64, 64)).values()]
+        [(64, 16, 16), (64, 8, 8), (64, 4, 4), (64, 2, 2)]
+    """
+
+    def __init__(
+        self,
+        name: str,
+        fpn_channels: int | None = 256,
+        norm_layer: type[nn.Module] = nn.BatchNorm2d,
+        extra_blocks: ExtraFPNBlock | None = None,
+    ) -> None:
+        super().__init__()
+        self.body, self.stage_channels = _timm_body(name)
+        self.fpn: nn.Module | None = None
+        if fpn_channels is not None:
+            self.fpn = FeaturePyramidNetwork(
+                self.stage_channels, fpn_channels, extra_blocks=extra_blocks, norm_layer=norm_layer
+            )
+        self.out_channels = fpn_channels if fpn_channels is not None else self.stage_channels[-1]
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """Compute C2-C5.
+
+        Args:
+            images: `(B, 3, H, W)`, normalised with ImageNet's mean and std.
+
+        Returns:
+            Four maps `(B, C_k, H/2^k, W/2^k)`, k = 2..5.
+        """
+        maps = self.body(images)
+        # Some timm families (Swin) hand back NHWC.
+        return [
+            c if c.shape[1] == n else c.permute(0, 3, 1, 2)
+            for c, n in zip(maps, self.stage_channels, strict=True)
+        ]
+
+    def pyramid(self, stages: list[Tensor]) -> OrderedDict[str, Tensor]:
+        """Compute P2-P5 (keys "0".."3", torchvision's), and what `extra_blocks` adds ("pool"), from C2-C5."""
+        if self.fpn is None:
+            raise ValueError("this backbone was built without a feature pyramid (fpn_channels=None)")
+        return self.fpn(OrderedDict((str(i), stage) for i, stage in enumerate(stages)))
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """Compute the pyramid of `images` `(B, 3, H, W)`; of a backbone without pyramid the stages C2-C5."""
+        stages = self.stages(images)
+        if self.fpn is None:
+            return OrderedDict((str(i), stage) for i, stage in enumerate(stages))
+        return self.pyramid(stages)
+
+
+def _timm_body(name: str) -> tuple[nn.Module, list[int]]:
+    """Build the timm feature extractor of exactly the strides 4-32, and its channels."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names all"
+        raise CodoError(f"backbone: timm has no model {name!r}; {hint}")
+    try:
+        strides = timm.create_model(name, features_only=True).feature_info.reduction()
+    except (RuntimeError, ValueError, AttributeError, TypeError) as error:
+        raise CodoError(f"backbone: timm gives no feature maps (features_only) of {name}: {error}") from error
+    if any(stride not in strides for stride in STRIDES):
+        raise CodoError(
+            f"backbone: {name} has maps of stride {strides}, a feature pyramid needs 4, 8, 16 and 32; "
+            "resnet*, regnet*, convnext*, swin*, efficientnet* and mobilenetv3* have them"
+        )
+    body = timm.create_model(name, features_only=True, out_indices=[strides.index(s) for s in STRIDES])
+    return body, body.feature_info.channels()
