@@ -1,0 +1,172 @@
+"""Configs from presets, YAML files, flags and `--set`; in that order, the later one wins."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from codo.errors import CodoError
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def load_config(
+    kind: type[Config],
+    presets: Mapping[str, Mapping[str, Any]],
+    *,
+    preset: str | None = None,
+    default_preset: str,
+    file: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    sets: Sequence[str] = (),
+) -> Config:
+    """Compose and validate a config: preset < file < flags < sets.
+
+    Args:
+        kind: the config class.
+        presets: name -> nested fields that differ from the class's defaults.
+        preset: the preset asked for; else the file's own `preset:` key; else, without a file, `default_preset`.
+        default_preset: what runs when nothing is named.
+        file: YAML, nested fields, and optionally `preset: NAME`.
+        flags: dotted field -> value; None values are skipped.
+        sets: `dotted.field=value`, the value read as YAML.
+
+    Raises:
+        CodoError: an unknown preset or field (with what was meant), a value out of range, a broken file.
+    """
+    tree = _read_yaml(file) if file else {}
+    named = tree.pop("preset", None)
+    name = preset or named or (None if file else default_preset)
+    if name is not None and name not in presets:
+        raise CodoError(f"preset: no preset {name!r}; there are {', '.join(presets)}")
+    merged = _merge(dict(presets[name]) if name is not None else {}, tree)
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    given |= dict(_parse_set(text) for text in sets)
+    for key, value in given.items():
+        merged = _merge(merged, _nest(key, value, kind))
+    try:
+        return kind.model_validate(merged)
+    except ValidationError as error:
+        where = f" (in {file}, flags or --set)" if file else ""
+        raise CodoError(_explain(error, kind) + where) from None
+
+
+def dump_yaml(config: BaseModel) -> str:
+    """Write a config as YAML; reading it back gives an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
+
+
+def fingerprint(config: BaseModel, data: str = "") -> str:
+    """Name what a config computes: 16 hex digits over all fields but paths and the `run` section.
+
+    Args:
+        config: the resolved config.
+        data: a fingerprint of the data, which stands in for the paths.
+    """
+    tree = config.model_dump(mode="json", exclude={"run", "data", "weights"})
+    text = json.dumps([type(config).__name__, tree, data], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differences(a: BaseModel, b: BaseModel) -> dict[str, tuple[Any, Any]]:
+    """List the dotted fields in which two configs differ, with both values."""
+    left, right = (dict(_flatten(c.model_dump(mode="json"))) for c in (a, b))
+    missing = object()
+    keys = [*left, *(key for key in right if key not in left)]
+    return {
+        key: (left.get(key), right.get(key))
+        for key in keys
+        if left.get(key, missing) != right.get(key, missing)
+    }
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CodoError(f"config: cannot read {file}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = " ".join(str(error).split())
+        raise CodoError(f"config: {file} is not YAML: {line}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise CodoError(f"config: {file} holds a {type(tree).__name__}; a mapping of fields is expected")
+    return tree
+
+
+def _parse_set(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise CodoError(f"--set {text}: write field=value, e.g. --set optim.lr=0.05")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise CodoError(f"--set {text}: the value is not YAML") from error
+
+
+def _nest(key: str, value: Any, kind: type[BaseModel]) -> dict[str, Any]:
+    names = key.split(".")
+    section: Any = kind
+    for i, name in enumerate(names):
+        fields = getattr(section, "model_fields", None)
+        if not fields or name not in fields:
+            raise CodoError(_unknown(names[: i + 1], kind))
+        section = fields[name].annotation
+    for name in reversed(names):
+        value = {name: value}
+    return value
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if nested else value
+    return merged
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _fields(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in kind.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _fields(field.annotation, f"{prefix}{name}.")
+
+
+def _unknown(loc: Sequence[str], kind: type[BaseModel]) -> str:
+    """One line for a field that does not exist: near in spelling, or the same name in another section."""
+    key, known = ".".join(loc), list(_fields(kind))
+    near = [name for name in known if name.rpartition(".")[2] == loc[-1]]
+    near += difflib.get_close_matches(key, known, n=2, cutoff=0.7)
+    near += difflib.get_close_matches(loc[-1], [k for k in known if "." not in k], n=1, cutoff=0.7)
+    hint = f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
+    return f"config: there is no field {key!r}{hint}"
+
+
+def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
+    """One line for the first error of a validation."""
+    first = error.errors(include_url=False)[0]
+    loc = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        return _unknown(loc, kind)
+    message = first["msg"].removeprefix("Value error, ")
+    if not loc:
+        return f"config: {message}"
+    value = first.get("input")
+    field = [part for part in loc if not part.startswith("literal[") and part not in ("int", "float", "str")]
+    return f"config: {'.'.join(field)} = {value!r}: {message[0].lower()}{message[1:]}"
