@@ -1,0 +1,42 @@
+"""Checkpoints: the state of a job in one file, whole or absent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from codo.errors import CodoError
+from codo.runs.files import atomic_path
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors, numbers, strings, containers of them) atomically.
+
+    Raises:
+        CodoError: the file cannot be written, e.g. because the disk is full; an older checkpoint stays.
+    """
+    with atomic_path(path) as temporary:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # torch's zip writer reports a full disk this way
+            raise OSError(str(error).splitlines()[0]) from error
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote, to the processor's memory, executing nothing.
+
+    Raises:
+        CodoError: absent, truncated or not a checkpoint.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CodoError(f"no checkpoint at {path}: the run was stopped before its first one") from None
+    except Exception as error:
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CodoError(f"cannot read the checkpoint {path}: {line}") from error
+    if not isinstance(state, dict):
+        raise CodoError(f"{path} is not a codo checkpoint")
+    return state

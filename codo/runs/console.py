@@ -1,0 +1,113 @@
+"""What a long job shows: a live display on a terminal, plain lines in a pipe."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+console = Console(highlight=False, soft_wrap=True)
+"""Where results go: standard output."""
+
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+"""Where progress, warnings and errors go: standard error."""
+
+PLAIN_SECONDS = 10.0
+"""Seconds between two plain lines."""
+
+
+def duration(seconds: float) -> str:
+    """Write a duration as people read it: `42 s`, `3 min 05 s`, `2 h 07 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class JobProgress:
+    """Progress of a job of `total` steps: step, the latest figures, images/s, share of waiting for data, time left.
+
+    Args:
+        total: steps of the whole job.
+        description: its name.
+        done: steps that an earlier session had done.
+    """
+
+    def __init__(self, total: int, description: str, done: int = 0) -> None:
+        self.total, self.description, self.first = total, description, done
+        self._start = self._last_plain = time.monotonic()
+        self._progress: Progress | None = None
+        if errors.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeElapsedColumn(),
+                console=errors,
+            )
+            self._task = self._progress.add_task(description, total=total, completed=done, figures="")
+
+    def __enter__(self) -> JobProgress:
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def update(self, step: int, figures: Mapping[str, float | str]) -> None:
+        """Show that `step` steps are done, with the latest figures by name."""
+        elapsed = time.monotonic() - self._start
+        left = elapsed / max(1, step - self.first) * (self.total - step)
+        shown = {**figures, "left": duration(left)}
+        text = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+        if self._progress:
+            self._progress.update(self._task, completed=step, figures=text)
+        elif step == self.total or time.monotonic() - self._last_plain >= PLAIN_SECONDS:
+            self._last_plain = time.monotonic()
+            errors.print(f"{self.description} {step}/{self.total}  {text}")
+
+    def note(self, text: str) -> None:
+        """Print a line above the display."""
+        (self._progress.console if self._progress else errors).print(text, markup=False)
+
+
+def counter(description: str) -> Callable[[int, int], None]:
+    """Make a callback `(done, total)` that shows short work: one bar on a terminal, one plain line at its end."""
+    state: dict[str, Progress] = {}
+
+    def show(done: int, total: int) -> None:
+        if errors.is_terminal:
+            if not state:
+                bar = Progress(
+                    TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), console=errors
+                )
+                bar.add_task(description, total=total)
+                bar.start()
+                state["bar"] = bar
+            state["bar"].update(state["bar"].task_ids[0], completed=done, total=total)
+            if done >= total:
+                state["bar"].stop()
+        elif done >= total:
+            print(f"{description}: {total}", file=sys.stderr)
+
+    return show
+
+
+def warn(text: str) -> None:
+    """Print a warning."""
+    errors.print(f"[yellow]warning:[/yellow] {_plain(text)}")
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")

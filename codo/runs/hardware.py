@@ -1,0 +1,106 @@
+"""Which device, which precision, how many loader workers and torch threads."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from codo.config.sections import RunSection
+from codo.errors import CodoError
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a run executes on; made by `Hardware.resolve`.
+
+    Attributes:
+        device: where the networks are.
+        precision: `fp32`, or `bf16` autocast.
+        workers: data loader processes; 0 loads in the training process.
+        threads: torch threads of the training process.
+    """
+
+    device: torch.device
+    precision: Literal["fp32", "bf16"]
+    workers: int
+    threads: int
+
+    @staticmethod
+    def resolve(run: RunSection, *, heavy_loading: bool) -> Hardware:
+        """Settle everything that `run` leaves to `auto`.
+
+        Args:
+            run: the config's `run` section.
+            heavy_loading: images are decoded on each access (no cache), so that loading is worth a process.
+
+        Raises:
+            CodoError: an unknown or absent device; more threads and workers than cores.
+        """
+        device = _device(run.device)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = run.workers
+        if workers == "auto":
+            if device.type != "cpu":
+                workers = min(cores - 1, 16)
+            else:
+                workers = max(1, cores // 4) if heavy_loading and cores > 1 else cores // 8
+        threads = max(1, cores - workers) if run.threads == "auto" else run.threads
+        if (
+            device.type == "cpu"
+            and (run.workers, run.threads) != ("auto", "auto")
+            and threads + workers > cores
+        ):
+            # Oversubscribed cores make every convolution wait for its slowest thread.
+            raise CodoError(
+                f"run.workers {workers} + run.threads {threads} exceed the {cores} cores of this machine; "
+                "leave one of them at auto"
+            )
+        precision = run.precision
+        if precision == "auto":
+            precision = "bf16" if has_bf16(device) else "fp32"
+        return Hardware(device, precision, workers, threads)
+
+    def apply(self) -> None:
+        """Set the number of torch threads of this process."""
+        torch.set_num_threads(self.threads)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Open a region that computes in this precision."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def describe(self) -> str:
+        """Say it in one line."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
+        return f"{name}, {self.precision}, {self.threads} threads, {self.workers} loader workers"
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Tell whether the device computes in bf16 natively; elsewhere bf16 is emulated and several times slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        return bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16") or cpu.get("amx_tile"))
+    return False
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise CodoError(f"run.device: no device {name!r}; auto, cpu, cuda, cuda:1 or mps") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise CodoError(
+            f"run.device: {name} asked for, but torch sees {torch.cuda.device_count()} CUDA devices"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise CodoError("run.device: mps asked for, but torch does not see it on this machine")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise CodoError(f"run.device: {name} is not supported; auto, cpu, cuda, cuda:1 or mps")
+    return device

@@ -1,0 +1,178 @@
+"""The run folder: what was run, on what, and what came out.
+
+config.yaml        the resolved config
+environment.json   fingerprint, command, versions, hardware, git state, data
+metrics.jsonl      one JSON object a line
+checkpoint.pt      the latest state, for --resume
+weights.safetensors, summary.json   when the run is complete
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from codo._version import __version__
+from codo.config.load import dump_yaml
+from codo.errors import CodoError
+from codo.runs.files import write_json, write_text
+from codo.runs.hardware import Hardware
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "pycocotools", "pydantic", "safetensors")
+
+
+class RunFolder:
+    """A folder that one run writes to; made by `create` or `open`.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @staticmethod
+    def create(out: Path | None, kind: str) -> RunFolder:
+        """Make a new run folder.
+
+        Args:
+            out: where; None takes the first free of `runs/KIND-1`, `runs/KIND-2`, ...
+            kind: `pretrain` or `transfer`.
+
+        Raises:
+            CodoError: `out` exists and is not empty, or cannot be made.
+        """
+        try:
+            if out is not None:
+                if out.exists() and (not out.is_dir() or any(out.iterdir())):
+                    raise CodoError(
+                        f"--out {out} exists already; name another folder, or continue that run with --resume {out}"
+                    )
+                out.mkdir(parents=True, exist_ok=True)
+                return RunFolder(out)
+            Path("runs").mkdir(exist_ok=True)
+            number = 1
+            while True:
+                try:
+                    path = Path("runs") / f"{kind}-{number}"
+                    path.mkdir()
+                    return RunFolder(path)
+                except FileExistsError:
+                    number += 1
+        except OSError as error:
+            raise CodoError(f"cannot make the run folder {out or 'runs'}: {error.strerror}") from error
+
+    @staticmethod
+    def open(path: Path) -> RunFolder:
+        """Open an existing run folder.
+
+        Raises:
+            CodoError: there is none at `path`.
+        """
+        if not (path / "config.yaml").is_file():
+            raise CodoError(f"{path} is not a run folder (no config.yaml in it)")
+        return RunFolder(path)
+
+    def write_start(
+        self, config: BaseModel, fingerprint: str, data: dict[str, Any], hardware: Hardware
+    ) -> None:
+        """Record what is about to run: the resolved config and the environment."""
+        write_text(self.path / "config.yaml", dump_yaml(config))
+        write_json(self.path / "environment.json", environment(fingerprint, data, hardware))
+
+    def environment(self) -> dict[str, Any]:
+        """Read back what `write_start` recorded of the environment."""
+        return self._read_json("environment.json")
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl.
+
+        Args:
+            record: JSON values; a number that is not finite becomes null, as JSON has none.
+        """
+        try:
+            with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({k: _finite(v) for k, v in record.items()}) + "\n")
+        except OSError as error:
+            raise CodoError(f"cannot write {self.path / 'metrics.jsonl'}: {error.strerror}") from error
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Read metrics.jsonl; a last line that was cut off by a kill is left out."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.is_file() else []
+        return [json.loads(line) for line in lines]
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop the metrics after `step`, which a resumed run is about to compute again."""
+        kept = [json.dumps(record) + "\n" for record in self.metrics() if record["step"] <= step]
+        write_text(self.path / "metrics.jsonl", "".join(kept))
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write summary.json, which also says that the run is complete."""
+        write_json(self.path / "summary.json", summary)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.path / "summary.json").is_file()
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CodoError(f"cannot read {self.path / name}: {error}") from error
+
+
+def environment(fingerprint: str, data: dict[str, Any], hardware: Hardware) -> dict[str, Any]:
+    """Describe what a run depends on besides its config."""
+    return {
+        "fingerprint": fingerprint,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "codo": __version__,
+        "git": git_state(),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "hardware": hardware.describe(),
+        "data": data,
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Name the commit of codo's own checkout, and whether it was changed; None for an installed package."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    try:
+        commit, status = (
+            subprocess.run(["git", "-C", str(here), *args], capture_output=True, text=True, timeout=10).stdout
+            for args in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit.strip() or None, "dirty": bool(status.strip())}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
