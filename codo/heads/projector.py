@@ -29,7 +29,9 @@ class MLPProjector(nn.Module):
     def __init__(self, in_channels: int, hidden_channels: int, out_channels: int = 128) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(in_channels, hidden_channels), nn.ReLU(inplace=True), nn.Linear(hidden_channels, out_channels)
+            nn.Linear(in_channels, hidden_channels),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden_channels, out_channels),
         )
 
     def forward(self, features: Tensor) -> Tensor:

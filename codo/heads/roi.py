@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from codo.backbones import LEVELS, STRIDES
+from codo.backbones import LEVELS
 from codo.heads.box import POOLED_SIZE
 
 
@@ -36,7 +34,7 @@ def assign_levels(boxes: Tensor, canonical_size: float = 224.0) -> Tensor:
 
 
 class RoIPool(nn.Module):
-    """RoIAlign of one box an image, from any of the pyramid levels.
+    """RoIAlign from one pyramid level.
 
     Args:
         sampling_ratio: samples per cell and side; 0 is adaptive, `ceil(box / 7)`.
@@ -57,35 +55,20 @@ class RoIPool(nn.Module):
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
 
-    def forward(self, features: Tensor, boxes: Tensor, stride: int) -> Tensor:
-        """Pool box i from image i.
+    def forward(self, features: Tensor, boxes: Tensor, stride: int, images: Tensor | None = None) -> Tensor:
+        """Pool boxes from one level.
 
         Args:
-            features: `(B, C, H, W)`, one level.
-            boxes: `(B, 4)` xyxy in pixels of the image.
-            stride: pixels per cell of that level.
+            features: `(B, C, H, W)`, the level.
+            boxes: `(R, 4)` xyxy in pixels of the image.
+            stride: pixels per cell of the level.
+            images: `(R,)` int64, the image of each box; by default box i belongs to image i.
 
         Returns:
-            `(B, C, 7, 7)` float32.
+            `(R, C, 7, 7)` float32.
         """
-        # torchvision's CPU kernel has no bf16.
-        features = features.float() if features.device.type == "cpu" else features
-        index = torch.arange(len(boxes), device=boxes.device, dtype=features.dtype)[:, None]
-        rois = torch.cat([index, boxes.to(features.dtype)], dim=1)
-        pooled = roi_align(features, rois, POOLED_SIZE, 1.0 / stride, self.sampling_ratio, self.aligned)
-        return pooled.float()
-
-    def all_levels(self, pyramid: Sequence[Tensor], boxes: Tensor) -> Tensor:
-        """Pool every box from every level.
-
-        Args:
-            pyramid: P2-P5, each `(B, C, H_k, W_k)`.
-            boxes: `(B, 4)` for all levels, or `(4, B, 4)`, one set a level; xyxy in pixels.
-
-        Returns:
-            `(4, B, C, 7, 7)` float32, level by level.
-        """
-        per_level = boxes if boxes.dim() == 3 else boxes.expand(len(LEVELS), *boxes.shape)
-        return torch.stack(
-            [self(p, b, stride) for p, b, stride in zip(pyramid, per_level, STRIDES, strict=True)]
-        )
+        # In fp32 also under autocast: torchvision's CPU kernel has no bf16, and bf16 boxes would be rounded to pixels.
+        with torch.autocast(features.device.type, enabled=False):
+            index = torch.arange(len(boxes), device=boxes.device) if images is None else images
+            rois = torch.cat([index[:, None].float(), boxes.float()], dim=1)
+            return roi_align(features.float(), rois, POOLED_SIZE, 1.0 / stride, self.sampling_ratio, self.aligned)

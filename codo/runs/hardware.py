@@ -42,12 +42,12 @@ class Hardware:
         """
         device = _device(run.device)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = run.workers
-        if workers == "auto":
-            if device.type != "cpu":
-                workers = min(cores - 1, 16)
-            else:
-                workers = max(1, cores // 4) if heavy_loading and cores > 1 else cores // 8
+        if run.workers != "auto":
+            workers = run.workers
+        elif device.type != "cpu":
+            workers = min(cores - 1, 16)
+        else:
+            workers = max(1, cores // 4) if heavy_loading and cores > 1 else cores // 8
         threads = max(1, cores - workers) if run.threads == "auto" else run.threads
         if (
             device.type == "cpu"

@@ -1,0 +1,26 @@
+"""What is pasted, where, and how it is coloured. Parts with plain arguments; randomness comes in as a generator."""
+
+from codo.augment.colour import ColourJitter, ColourParameters, finish_views, normalise
+from codo.augment.crop import random_crop
+from codo.augment.jitter import AnchorJitter, BoxJitter, NoJitter, RatioJitter, box_iou
+from codo.augment.paste import paste, patch_size
+from codo.augment.views import CropView, PasteView, Views, ViewSampler
+
+__all__ = [
+    "AnchorJitter",
+    "BoxJitter",
+    "ColourJitter",
+    "ColourParameters",
+    "CropView",
+    "NoJitter",
+    "PasteView",
+    "RatioJitter",
+    "ViewSampler",
+    "Views",
+    "box_iou",
+    "finish_views",
+    "normalise",
+    "paste",
+    "patch_size",
+    "random_crop",
+]

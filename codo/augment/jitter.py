@@ -1,0 +1,122 @@
+"""Box jitter: the query pools a box near its patch, so that some background is in it and some object is not."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from codo.augment.paste import REFERENCE_CANVAS
+
+TRIES = 10
+"""Draws of a ratio jitter before the exact box is taken (ours)."""
+
+
+class BoxJitter(Protocol):
+    """Draws a box near an exact one.
+
+    Args (call):
+        rng: where the numbers come from.
+        box: `(4,)` xyxy in pixels.
+        canvas: side of the canvas in pixels.
+
+    Returns (call):
+        `(4,)` float32 xyxy in pixels.
+    """
+
+    def __call__(self, rng: np.random.Generator, box: np.ndarray, canvas: int) -> np.ndarray: ...
+
+
+def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Compute the IoU of every box of `a` `(N, 4)` with every box of `b` `(M, 4)`: `(N, M)`."""
+    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    intersection = np.clip(high - low, 0, None).prod(axis=2)
+    area_a, area_b = (np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (a, b))
+    return intersection / (area_a[:, None] + area_b[None] - intersection)
+
+
+class RatioJitter:
+    """Shift the top-left corner by shares of the width and height, scale the sides, clip to the canvas.
+
+    Args:
+        ratio: r; x and y shift by U(-r, r) of w and h, w and h scale by 1 + U(-r, r).
+        p: probability that a box is jittered at all.
+        min_iou: redraw when the IoU with the exact box falls under this; the exact box after ten tries.
+
+    Source:
+        SoCo's form; p, r = .15 and min_iou are ours.
+    """
+
+    def __init__(self, ratio: float = 0.15, p: float = 1.0, min_iou: float = 0.5) -> None:
+        self.ratio, self.p, self.min_iou = ratio, p, min_iou
+
+    def __call__(self, rng: np.random.Generator, box: np.ndarray, canvas: int) -> np.ndarray:
+        """Draw a box near `box`; see BoxJitter."""
+        if rng.random() >= self.p:
+            return box
+        size = box[2:] - box[:2]
+        for _ in range(TRIES):
+            shift, scale = rng.uniform(-self.ratio, self.ratio, (2, 2))
+            corner = box[:2] + shift * size
+            jittered = np.concatenate([corner, corner + size * (1 + scale)])
+            jittered = np.clip(jittered, 0, canvas).astype(np.float32)
+            if box_iou(jittered[None], box[None])[0, 0] >= self.min_iou:
+                return jittered
+        return box
+
+
+class AnchorJitter:
+    """InsLoc's: one of the anchors that overlap the patch by an IoU above .5, thinned by NMS.
+
+    Anchors of sides 32, 64, 128, 256 and height / width .5, .75, 1, 1.5, 2 stand on the corners of a grid of stride 16;
+    sides and stride are for a 256 canvas and scale with it. The survivors get random scores, NMS at .7 keeps some, one
+    is drawn uniformly. Where no anchor survives: the exact box. Boxes may leave the canvas.
+
+    Source:
+        InsLoc.
+    """
+
+    SIDES = (32, 64, 128, 256)
+    ASPECTS = (0.5, 0.75, 1.0, 1.5, 2.0)
+    STRIDE = 16
+    MIN_IOU = 0.5
+    NMS_IOU = 0.7
+
+    def __init__(self) -> None:
+        self._anchors: dict[int, np.ndarray] = {}
+
+    def __call__(self, rng: np.random.Generator, box: np.ndarray, canvas: int) -> np.ndarray:
+        """Draw a box near `box`; see BoxJitter."""
+        if canvas not in self._anchors:
+            self._anchors[canvas] = self.anchors(canvas)
+        anchors = self._anchors[canvas]
+        near = anchors[box_iou(anchors, box[None])[:, 0] > self.MIN_IOU]
+        if not len(near):
+            return box
+        near = near[rng.permutation(len(near))]  # the order of random scores
+        overlap = box_iou(near, near) > self.NMS_IOU
+        alive = np.ones(len(near), bool)
+        for i in range(len(near)):
+            if alive[i]:
+                alive[i + 1 :] &= ~overlap[i, i + 1 :]
+        kept = near[alive]
+        return kept[rng.integers(len(kept))]
+
+    @classmethod
+    def anchors(cls, canvas: int) -> np.ndarray:
+        """List all anchors of a canvas: `(N, 4)` float32 xyxy."""
+        unit = canvas / REFERENCE_CANVAS
+        aspect = np.sqrt(np.array(cls.ASPECTS))
+        half = np.array(cls.SIDES)[:, None, None] * np.stack([1 / aspect, aspect], 1)[None] * unit / 2
+        corner = np.arange(REFERENCE_CANVAS // cls.STRIDE) * cls.STRIDE * unit
+        centre = np.stack(np.meshgrid(corner, corner), -1).reshape(-1, 1, 2)
+        half = half.reshape(1, -1, 2)
+        return np.concatenate([centre - half, centre + half], axis=2).reshape(-1, 4).astype(np.float32)
+
+
+class NoJitter:
+    """The exact box."""
+
+    def __call__(self, rng: np.random.Generator, box: np.ndarray, canvas: int) -> np.ndarray:
+        """Return `box`."""
+        return box

@@ -1,0 +1,136 @@
+"""One training sample: V query views and one key view of a foreground, each with its own background."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codo.augment.colour import ColourJitter, ColourParameters
+from codo.augment.crop import random_crop
+from codo.augment.jitter import BoxJitter, NoJitter
+from codo.augment.paste import paste, patch_size
+from codo.data.images import resize
+
+DrawBackground = Callable[[np.random.Generator], np.ndarray]
+"""Draws one background `(S, S, 3)` uint8."""
+
+
+class Views(NamedTuple):
+    """Views of one sample, or with a leading dimension of a batch; the queries first, the key last.
+
+    Attributes:
+        images: `(V + 1, S, S, 3)` uint8 RGB, before colour and flip.
+        exact_boxes: `(V + 1, 4)` float32 xyxy in pixels, **as after the flip**.
+        boxes: `(V + 1, 4)`, the jittered boxes of the queries and the exact box of the key, as after the flip.
+        colour: parameters of V + 1 views; `finish_views` applies them.
+    """
+
+    images: Tensor
+    exact_boxes: Tensor
+    boxes: Tensor
+    colour: ColourParameters
+
+
+@dataclass(frozen=True)
+class PasteView:
+    """A view with background invariance: a crop of the foreground, pasted on a background.
+
+    Args:
+        canvas: S, side of the view in pixels.
+        background: draws a background of that size.
+        crop_area: bounds of the crop's share of the foreground.
+        crop_aspect: bounds of its width / height.
+        patch_side: bounds of the patch's sides in pixels of a 256 canvas.
+
+    Source:
+        InsLoc; the downstream data set as source of backgrounds is CoDo's.
+    """
+
+    canvas: int
+    background: DrawBackground
+    crop_area: tuple[float, float] = (0.2, 1.0)
+    crop_aspect: tuple[float, float] = (0.5, 2.0)
+    patch_side: tuple[float, float] = (128.0, 254.0)
+
+    def __call__(self, rng: np.random.Generator, foreground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Make the view of `foreground` `(H, W, 3)` uint8: `(S, S, 3)` uint8, and the patch's box `(4,)` xyxy."""
+        height, width, _ = foreground.shape
+        x0, y0, x1, y1 = random_crop(rng, width, height, self.crop_area, self.crop_aspect)
+        patch_width, patch_height = patch_size(rng, x1 - x0, y1 - y0, self.canvas, self.patch_side)
+        patch = resize(foreground, patch_width, patch_height, box=(x0, y0, x1, y1))
+        return paste(rng, self.background(rng), patch)
+
+
+@dataclass(frozen=True)
+class CropView:
+    """A view without background invariance: a random resized crop that fills the canvas; its box is the canvas.
+
+    Args:
+        canvas: S, side of the view in pixels.
+        area: bounds of the crop's share of the foreground.
+        aspect: bounds of its width / height.
+
+    Source:
+        MoCo v2.
+    """
+
+    canvas: int
+    area: tuple[float, float] = (0.2, 1.0)
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def __call__(self, rng: np.random.Generator, foreground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Make the view of `foreground` `(H, W, 3)` uint8: `(S, S, 3)` uint8, and the canvas as its box `(4,)`."""
+        height, width, _ = foreground.shape
+        crop = random_crop(rng, width, height, self.area, self.aspect)
+        image = resize(foreground, self.canvas, self.canvas, box=crop)
+        return image, np.array([0, 0, self.canvas, self.canvas], np.float32)
+
+
+@dataclass(frozen=True)
+class ViewSampler:
+    """Composes the views of one sample.
+
+    Args:
+        view: makes one view of a foreground, a PasteView or a CropView.
+        queries: V.
+        jitter: draws the box that a query pools.
+        colour: draws colour, blur and flip.
+    """
+
+    view: PasteView | CropView
+    queries: int = 2
+    jitter: BoxJitter = NoJitter()
+    colour: ColourJitter = ColourJitter()
+
+    def __call__(self, foreground: np.ndarray, rng: Callable[[int], np.random.Generator]) -> Views:
+        """Sample.
+
+        Args:
+            foreground: `(H, W, 3)` uint8 RGB.
+            rng: view number -> its generator. The key is number 0 and the queries 1..V, so that another V leaves the
+                views that both have as they are.
+        """
+        images, exact_boxes, boxes, colours = [], [], [], []
+        for number in [*range(1, self.queries + 1), 0]:
+            # The colour has a stream of its own, so that a switch in the geometry leaves it as it was.
+            geometry, tint = rng(number).spawn(2)
+            image, box = self.view(geometry, foreground)
+            colour = self.colour(tint)
+            if colour.flip:
+                box = box[[2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32)
+                box[[0, 2]] += self.view.canvas
+            images.append(torch.from_numpy(np.ascontiguousarray(image)))
+            exact_boxes.append(box)
+            boxes.append(box if number == 0 else self.jitter(geometry, box, self.view.canvas))
+            colours.append(colour)
+        return Views(
+            torch.stack(images),
+            torch.from_numpy(np.stack(exact_boxes)),
+            torch.from_numpy(np.stack(boxes)),
+            ColourParameters.stack(colours),
+        )

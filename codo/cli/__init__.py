@@ -1,0 +1,78 @@
+"""The `codo` command. Commands are imported when they are asked for, and torch only when one runs."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from codo._version import __version__
+
+COMMANDS = {
+    "demo": ("codo.cli.demo:demo_command", "Everything once, on the built-in sample data."),
+    "pretrain": ("codo.cli.pretrain:pretrain_command", "Pretrain backbone, FPN and box head without labels."),
+    "preview": ("codo.cli.preview:preview_command", "Draw what pretraining will see: a contact sheet of samples."),
+    "sample-data": ("codo.cli.sample_data:sample_data_command", "Write the built-in, rendered sample data set."),
+    "transfer": ("codo.cli.transfer:transfer_command", "Train a detector from pretrained weights and evaluate it."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and one line, and imports one when it is run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        return getattr(importlib.import_module(module), name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Resolve a command, with a suggestion for a misspelt one."""
+        import difflib
+
+        near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        if args[0] not in COMMANDS and near:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="codo")
+def cli() -> None:
+    """Pretrain detectors by contrastive learning with downstream background invariance."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a user's mistake ends in one line and exit code 2."""
+    from codo.errors import CodoError, Interrupted
+
+    try:
+        code = cli.main(arguments, prog_name="codo", standalone_mode=False)
+    except CodoError as error:
+        click.echo(f"Error: {error}", err=True)
+        code = 2
+    except Interrupted as stopped:
+        click.echo(str(stopped), err=True)
+        code = stopped.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        code = 130
+    except BrokenPipeError:  # `codo ... | head`
+        sys.stderr.close()
+        code = 141
+    sys.exit(code if isinstance(code, int) else 0)

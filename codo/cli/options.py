@@ -1,0 +1,88 @@
+"""Options that several commands share, and how they become a config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from codo.config import PretrainConfig
+
+FIELDS = {
+    "foregrounds": "data.foregrounds",
+    "backgrounds": "data.backgrounds",
+    "background": "background",
+    "alignment": "alignment",
+    "hierarchy": "hierarchy",
+    "views": "views",
+    "backbone": "model.backbone",
+    "epochs": "optim.epochs",
+    "batch_size": "optim.batch_size",
+    "seed": "seed",
+    "device": "run.device",
+    "precision": "run.precision",
+}
+"""Flag -> the config field that it sets."""
+
+OPTIONS = [
+    click.option("--foregrounds", metavar="DIR", help="Folder of unlabelled, object-centric images."),
+    click.option(
+        "--backgrounds",
+        metavar="DIR",
+        help="COCO-format data set or folder: the images you will detect on, labels unused.",
+    ),
+    click.option("--preset", metavar="NAME", help="Named settings to start from: small (default), codo."),
+    click.option("--config", "file", metavar="FILE", type=click.Path(path_type=Path), help="YAML of config fields."),
+    click.option("--set", "sets", metavar="FIELD=VALUE", multiple=True, help="Set any config field; repeatable."),
+    click.option("--background/--no-background", default=None, help="Paste instances on backgrounds, or not."),
+    click.option("--alignment/--no-alignment", default=None, help="Pretrain FPN and box head too, or not."),
+    click.option("--hierarchy/--no-hierarchy", default=None, help="Contrast at every level, or at one."),
+    click.option("--jitter/--no-jitter", default=None, help="Jitter the query's boxes, or not."),
+    click.option("--views", type=int, metavar="N", help="Query views a sample."),
+    click.option("--backbone", metavar="NAME", help="Any timm model with feature maps of strides 4, 8, 16, 32."),
+    click.option("--epochs", type=int, metavar="N", help="Passes over the foregrounds."),
+    click.option("--batch-size", type=int, metavar="N", help="Samples a step."),
+    click.option("--seed", type=int, metavar="N", help="One seed fixes a run on one machine."),
+    click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps."),
+    click.option("--precision", metavar="NAME", help="auto, fp32 or bf16."),
+]
+
+
+def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a pretraining config to a command."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+def fields_of(options: dict[str, Any]) -> dict[str, Any]:
+    """Map the flags that were given to config fields."""
+    fields = {field: options[flag] for flag, field in FIELDS.items() if options.get(flag) is not None}
+    if options.get("jitter") is False:
+        fields["jitter.mode"] = "none"
+    return fields
+
+
+def read_config(options: dict[str, Any]) -> PretrainConfig:
+    """Compose the config: preset < file < flags < --set."""
+    from codo.config import PRETRAIN_PRESETS, PretrainConfig, load_config
+
+    def load(fields: dict[str, Any]) -> PretrainConfig:
+        return load_config(
+            PretrainConfig,
+            PRETRAIN_PRESETS,
+            preset=options["preset"],
+            default_preset="small",
+            file=options["file"],
+            flags=fields,
+            sets=options["sets"],
+        )
+
+    fields = fields_of(options)
+    config = load(fields)
+    if options.get("jitter") and config.jitter.mode == "none":  # a preset or file without jitter, and --jitter
+        config = load({**fields, "jitter.mode": "ratio"})
+    return config

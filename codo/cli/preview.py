@@ -1,0 +1,29 @@
+"""`codo preview`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from codo.cli.options import config_options, read_config
+
+
+@click.command("preview", short_help="Draw what pretraining will see.")
+@config_options
+@click.option("--samples", type=click.IntRange(1, 100), default=8, show_default=True, help="Rows of the sheet.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="preview.png", show_default=True, help="PNG file to write."
+)
+def preview_command(samples: int, out: Path, **options: Any) -> None:
+    """Draw what pretraining will see: a contact sheet, one row a sample.
+
+    Foreground, then each query view and the key, each beside its background. Green: the exact box; orange: the jittered
+    box that the query pools.
+    """
+    config = read_config(options)
+    from codo.pretrain.preview import preview
+
+    preview(config, samples, out)
+    click.echo(f"wrote {out}: {samples} samples of epoch 0, seed {config.seed}")

@@ -1,0 +1,1 @@
+"""Images in: folders, COCO data sets, the decoded cache, the built-in sample data."""

@@ -1,0 +1,113 @@
+"""A contact sheet of real samples: look at it before you believe the augmenters."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from codo.augment import ColourParameters, PasteView, finish_views
+from codo.augment.colour import IMAGENET_MEAN, IMAGENET_STD
+from codo.augment.views import DrawBackground
+from codo.config.pretrain import PretrainConfig
+from codo.errors import CodoError
+from codo.pretrain.build import build_dataset, find_sources
+from codo.pretrain.samples import StepSampler
+from codo.runs.files import atomic_path
+
+CELL = 192
+"""Least side of a picture on the sheet, pixels."""
+GAP, HEADER = 8, 28
+EXACT, JITTERED, INK, PAPER = "#21d07a", "#ff8c1a", "#1d1d1f", "#f5f5f2"
+
+
+class RecordingBackground:
+    """Hands through a background source and keeps what it drew."""
+
+    def __init__(self, draw: DrawBackground) -> None:
+        self.draw = draw
+        self.drawn: list[np.ndarray] = []
+
+    def __call__(self, rng: np.random.Generator) -> np.ndarray:
+        """Draw one, and keep it."""
+        self.drawn.append(self.draw(rng))
+        return self.drawn[-1]
+
+
+def preview(config: PretrainConfig, samples: int, out: Path) -> None:
+    """Draw the first samples of epoch 0, as the network would see them.
+
+    Args:
+        config: of the pretraining.
+        samples: rows; fewer where there are fewer foregrounds.
+        out: the PNG to write.
+    """
+    if out.suffix.lower() != ".png":
+        raise CodoError(f"--out {out}: the sheet is a PNG, name it {out.with_suffix('.png')}")
+    dataset = build_dataset(config, find_sources(config))
+    sampler, recorder = dataset.sampler, None
+    if isinstance(sampler.view, PasteView):
+        recorder = RecordingBackground(sampler.view.background)
+        view = dataclasses.replace(sampler.view, background=recorder)
+        dataset.sampler = dataclasses.replace(sampler, view=view)
+    count = min(samples, len(dataset))
+    (keys,) = StepSampler(len(dataset), count, config.seed, 0, 1)
+    names = [*(f"query {v + 1}" for v in range(config.views)), "key"]
+    header = ["foreground", *(part for name in names for part in (["background"] if recorder else []) + [name])]
+    rows = []
+    for key in keys:
+        if recorder:
+            recorder.drawn.clear()
+        sample = dataset[key]
+        views = _visible(sample.views.images, sample.views.colour)
+        cells = [_fit(Image.fromarray(dataset.foregrounds[sample.foreground]))]
+        for v, picture in enumerate(views):
+            if recorder:
+                cells.append(_fit(Image.fromarray(recorder.drawn[v])))
+            boxes = [(sample.views.exact_boxes[v].tolist(), EXACT)]
+            if v < config.views:
+                boxes.append((sample.views.boxes[v].tolist(), JITTERED))
+            cells.append(_with_boxes(_fit(picture), boxes, config.canvas))
+        rows.append(cells)
+    with atomic_path(out) as temporary:
+        _sheet(header, rows).save(temporary, format="PNG")
+
+
+def _visible(images: torch.Tensor, colour: ColourParameters) -> list[Image.Image]:
+    """Undo the normalisation of finished views."""
+    finished = finish_views(images, colour)
+    std, mean = (torch.tensor(v)[:, None, None] for v in (IMAGENET_STD, IMAGENET_MEAN))
+    pixels = ((finished * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    return [Image.fromarray(np.ascontiguousarray(p.permute(1, 2, 0).numpy())) for p in pixels]
+
+
+def _fit(picture: Image.Image) -> Image.Image:
+    """Centre a picture in a cell."""
+    scale = CELL / max(picture.size)
+    small = picture.resize(tuple(max(1, round(n * scale)) for n in picture.size), Image.Resampling.BICUBIC)
+    cell = Image.new("RGB", (CELL, CELL), PAPER)
+    cell.paste(small, ((CELL - small.width) // 2, (CELL - small.height) // 2))
+    return cell
+
+
+def _with_boxes(cell: Image.Image, boxes: list[tuple[list[float], str]], canvas: int) -> Image.Image:
+    draw = ImageDraw.Draw(cell)
+    for box, colour in boxes:
+        x0, y0, x1, y1 = (round(v * CELL / canvas) for v in box)
+        draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=2)
+    return cell
+
+
+def _sheet(header: list[str], rows: list[list[Image.Image]]) -> Image.Image:
+    step = CELL + GAP
+    sheet = Image.new("RGB", (GAP + step * len(header), HEADER + GAP + step * len(rows)), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for column, name in enumerate(header):
+        draw.text((GAP + column * step, GAP), name, INK, font=font)
+    for r, cells in enumerate(rows):
+        for column, cell in enumerate(cells):
+            sheet.paste(cell, (GAP + column * step, HEADER + GAP + r * step))
+    return sheet

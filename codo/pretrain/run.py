@@ -1,0 +1,294 @@
+"""A pretraining run: from a config to a folder with weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from codo._version import __version__
+from codo.augment.colour import IMAGENET_MEAN, IMAGENET_STD
+from codo.config.load import differences, fingerprint, load_config
+from codo.config.presets import PRETRAIN_PRESETS
+from codo.config.pretrain import PretrainConfig
+from codo.config.sections import ArchitectureSection
+from codo.errors import CodoError, Interrupted
+from codo.pretrain.build import Method, build_dataset, build_optimizer, find_sources, scaled_lr
+from codo.pretrain.loop import Clock, Shortcut, StepResult, cosine_lr, shuffle_generator, train_step
+from codo.pretrain.samples import Sample, SampleDataset, StepSampler, sample_loader
+from codo.runs.checkpoint import load_checkpoint, save_checkpoint
+from codo.runs.console import JobProgress, duration, warn
+from codo.runs.hardware import Hardware
+from codo.runs.interrupt import StopRequest
+from codo.runs.record import RunFolder
+from codo.runs.weights_file import save_weights
+
+MAY_CHANGE = ("optim.epochs", "run.")
+"""Fields (or sections) that a resumed run may change."""
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """A finished run.
+
+    Attributes:
+        path: the run folder, as `--weights` of a transfer takes it.
+        summary: what summary.json holds.
+    """
+
+    path: Path
+    summary: dict[str, Any]
+
+
+def pretrain(config: PretrainConfig, out: Path | None = None) -> PretrainResult:
+    """Pretrain backbone, FPN and box head without labels.
+
+    Args:
+        config: the settings; `codo.load_config` makes them from presets, files and fields.
+        out: the run folder to make; None takes the next `runs/pretrain-N`.
+
+    Raises:
+        CodoError: images that cannot be used, a folder that exists, a loss that is not finite.
+        Interrupted: after Ctrl-C or SIGTERM, with the state saved.
+    """
+    sources = find_sources(config)
+    run = Run(config, build_dataset(config, sources))
+    folder = RunFolder.create(out, "pretrain")
+    data = {**sources.record(), "unreadable": run.unreadable}
+    folder.write_start(config, fingerprint(config, sources.fingerprint), data, run.hardware)
+    return run.execute(folder)
+
+
+def resume(path: Path, changes: dict[str, Any] | None = None) -> PretrainResult:
+    """Go on with a run; its end equals that of a run that was never stopped.
+
+    Args:
+        path: the run folder.
+        changes: dotted field -> value; the number of epochs and the `run` section may change.
+
+    Raises:
+        CodoError: no run there, no checkpoint yet, other fields changed, or the data set did.
+    """
+    folder = RunFolder.open(path)
+    before = load_config(PretrainConfig, PRETRAIN_PRESETS, default_preset="small", file=path / "config.yaml")
+    config = load_config(
+        PretrainConfig, PRETRAIN_PRESETS, default_preset="small", file=path / "config.yaml", flags=changes
+    )
+    refused = [key for key in differences(before, config) if not key.startswith(MAY_CHANGE)]
+    if refused:
+        raise CodoError(
+            f"--resume {path}: a resumed run keeps its config, and {', '.join(refused)} would change; "
+            "start a new run for that (only epochs, device and the like may change)"
+        )
+    sources = find_sources(config)
+    if sources.fingerprint != folder.environment()["data"]["fingerprint"]:
+        raise CodoError(f"--resume {path}: the images are not those that the run began with")
+    checkpoint = load_checkpoint(path / "checkpoint.pt")
+    run = Run(config, build_dataset(config, sources))
+    run.load(checkpoint)
+    folder.rewind_metrics(run.step)
+    folder.write_start(
+        config, fingerprint(config, sources.fingerprint), {**sources.record(), "unreadable": run.unreadable}, run.hardware
+    )
+    return run.execute(folder)
+
+
+class Run:
+    """The moving state of a run.
+
+    Attributes:
+        step: steps done.
+        steps: steps of the whole run.
+        unreadable: broken images that were left out or passed over.
+    """
+
+    def __init__(self, config: PretrainConfig, dataset: SampleDataset) -> None:
+        self.config, self.dataset = config, dataset
+        self.hardware = Hardware.resolve(config.run, heavy_loading=not dataset.foregrounds.cached)
+        self.hardware.apply()
+        self.method = Method(config).to(self.hardware.device, memory_format=torch.channels_last).train()
+        self.optimizer = build_optimizer(config, self.method)
+        self.per_epoch = len(dataset) // config.optim.batch_size
+        self.step, self.steps = 0, self.per_epoch * config.optim.epochs
+        self.unreadable = len(dataset.foregrounds.broken)
+        for file, reason in dataset.foregrounds.broken[:5]:
+            warn(f"left out {file.name}: {reason}")
+
+    def batches(self, steps: int) -> Iterator[Sample]:
+        """Load the batches from the current step up to step `steps`."""
+        sampler = StepSampler(
+            len(self.dataset), self.config.optim.batch_size, self.config.seed, self.step, steps
+        )
+        return iter(sample_loader(self.dataset, sampler, self.hardware))
+
+    def advance(self, batch: Sample) -> StepResult:
+        """Take the next step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        shuffle = shuffle_generator(self.config.seed, self.step)
+        try:
+            result = train_step(self.method, self.optimizer, batch.views, self.hardware, shuffle)
+        except CodoError as error:
+            raise CodoError(f"step {self.step + 1}: {error}") from error
+        self.step += 1
+        return result
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return cosine_lr(scaled_lr(self.config), self.step, self.steps)
+
+    def state(self) -> dict[str, Any]:
+        """Collect what a checkpoint holds. Generators have no state: they are functions of seed and step."""
+        return {
+            "step": self.step,
+            "unreadable": self.unreadable,
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over a checkpoint's state."""
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.unreadable = state["step"], state["unreadable"]
+
+    def execute(self, folder: RunFolder) -> PretrainResult:
+        """Run to the end: steps, metrics, a checkpoint an epoch, weights, summary."""
+        start, first, batch_size = time.monotonic(), self.step, self.config.optim.batch_size
+        clock, total, shortcut, last = Clock(), Clock(), Shortcut(), StepResult()
+        warned = False
+        with StopRequest() as stop, JobProgress(self.steps, "pretrain", self.step) as progress:
+            batches = self.batches(self.steps)
+            while self.step < self.steps:
+                waiting = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - waiting
+                lr, last = self.lr, self.advance(batch)
+                self.unreadable += batch.skipped
+                for c in (clock, total):
+                    c.waited, c.images = c.waited + waited, c.images + batch_size
+                if shortcut.update(last) and not warned:
+                    warned = True
+                    progress.note(
+                        f"warning: accuracy against the queue is {shortcut.queue:.2f} but {shortcut.batch:.2f} among the "
+                        "keys of a batch: keys are told by their age, little is learnt. Try --set loss.negatives=batch, "
+                        "a smaller loss.queue_size or a larger model.key_momentum"
+                    )
+                if self.step % self.config.run.log_every == 0 or self.step == self.steps:
+                    record = self.record(last, lr) | clock.read()
+                    folder.log(record)
+                    progress.update(self.step, shown(record))
+                if self.step % self.per_epoch == 0 or stop.number is not None:
+                    save_checkpoint(folder.path / "checkpoint.pt", self.state())
+                if stop.number is not None and self.step < self.steps:
+                    command = shlex.join(["codo", "pretrain", "--resume", str(folder.path)])
+                    raise Interrupted(
+                        stop.number, f"stopped after step {self.step} of {self.steps}; go on with: {command}"
+                    )
+        save_weights(folder.path / "weights.safetensors", self.method.query_encoder.state_dict(), self.metadata(folder))
+        summary = {
+            "kind": "pretrain",
+            "fingerprint": folder.environment()["fingerprint"],
+            "epochs": self.config.optim.epochs,
+            "steps": self.steps,
+            "samples": self.steps * batch_size,
+            "seconds": round(time.monotonic() - start, 1),
+            "resumed_at_step": first,
+            **{k: round(v, 4) for k, v in total.read().items()},
+            **self.record(last, self.lr),
+            "unreadable_images": self.unreadable,
+            "shortcut": warned,
+            "peak_memory_mib": round(peak_memory(self.hardware) / 2**20),
+        }
+        folder.write_summary({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in summary.items()})
+        return PretrainResult(folder.path, summary)
+
+    def record(self, result: StepResult, lr: float) -> dict[str, float]:
+        """Compose the metrics of the step just done."""
+        return {
+            "step": self.step,
+            "epoch": round(self.step / self.per_epoch, 4),
+            "loss": result.loss,
+            **{f"loss_{name}": value for name, value in result.terms.items()},
+            "queue_accuracy": result.queue_accuracy,
+            "batch_accuracy": result.batch_accuracy,
+            "lr": lr,
+        }
+
+    def metadata(self, folder: RunFolder) -> dict[str, str]:
+        """Describe the weights for whoever loads them."""
+        model = self.config.model
+        return {
+            "codo_version": __version__,
+            "fingerprint": folder.environment()["fingerprint"],
+            "backbone": model.backbone,
+            "architecture": json.dumps({name: getattr(model, name) for name in ArchitectureSection.model_fields}),
+            "alignment": json.dumps(self.config.alignment),
+            "norm": "bn",
+            "mean": json.dumps(IMAGENET_MEAN),
+            "std": json.dumps(IMAGENET_STD),
+            "roi": json.dumps({"sampling_ratio": model.roi_sampling_ratio, "aligned": model.roi_aligned}),
+        }
+
+
+def shown(record: dict[str, float]) -> dict[str, float | str]:
+    """Choose what of a step's metrics the display shows."""
+    figures: dict[str, float | str] = {"epoch": f"{record['epoch']:.2f}", "loss": record["loss"]}
+    figures |= {k.removeprefix("loss_"): v for k, v in record.items() if k.startswith("loss_")}
+    if not math.isnan(record["queue_accuracy"]):
+        figures["acc/queue"] = record["queue_accuracy"]
+    figures["acc/batch"] = record["batch_accuracy"]
+    figures |= {"images/s": round(record["images_per_s"], 1), "data wait": f"{record['data_wait']:.0%}"}
+    return figures
+
+
+def peak_memory(hardware: Hardware) -> int:
+    """Measure the peak of memory in bytes: of the GPU, else of this process."""
+    if hardware.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(hardware.device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def dry_run(config: PretrainConfig) -> dict[str, Any]:
+    """Build everything, time two steps after a first one, write nothing.
+
+    Returns:
+        Parameters by part, counts of images, samples and steps, seconds a step, hours of the run, peak memory in bytes.
+    """
+    sources = find_sources(config)
+    run = Run(config, build_dataset(config, sources))
+    batches = run.batches(min(3, run.steps))
+    times = []
+    for _ in range(min(3, run.steps)):
+        start = time.perf_counter()
+        run.advance(next(batches))
+        times.append(time.perf_counter() - start)
+    seconds = sum(times[1:] or times) / len(times[1:] or times)
+    parts = {
+        name: sum(p.numel() for p in part.parameters()) for name, part in run.method.query_encoder.named_children()
+    }
+    return {
+        "data": sources.record(),
+        "hardware": run.hardware.describe(),
+        "losses": run.method.weights,
+        "parameters": parts,
+        "queues": sum(loss.queues for loss in run.method.losses.values()) if run.method.queues else 0,
+        "epochs": config.optim.epochs,
+        "steps": run.steps,
+        "samples": run.steps * config.optim.batch_size,
+        "seconds_per_step": seconds,
+        "estimated_time": duration(seconds * run.steps),
+        "peak_memory": peak_memory(run.hardware),
+        "fingerprint": fingerprint(config, sources.fingerprint),
+    }

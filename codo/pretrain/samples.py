@@ -1,0 +1,142 @@
+"""Samples for pretraining: which foreground is drawn when, its views, and the loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from codo.augment import ColourParameters, Views, ViewSampler
+from codo.data.cache import ImagePool
+from codo.data.images import ImageError
+from codo.errors import CodoError
+from codo.runs.hardware import Hardware
+from codo.runs.seed import generator
+
+MAX_SUBSTITUTES = 100
+"""Foregrounds in a row that may be unreadable before the run is ended."""
+
+
+class Sample(NamedTuple):
+    """One sample: its views, the index of the foreground used, and how many unreadable ones were passed over."""
+
+    views: Views
+    foreground: int
+    skipped: int
+
+
+class SampleDataset(Dataset[Sample]):
+    """Views of foregrounds. What a sample looks like is a function of (seed, epoch, index, view) alone.
+
+    Args:
+        foregrounds: the pool of foregrounds.
+        sampler: composes the views.
+        seed: of the run.
+    """
+
+    def __init__(self, foregrounds: ImagePool, sampler: ViewSampler, seed: int) -> None:
+        self.foregrounds, self.sampler, self.seed = foregrounds, sampler, seed
+
+    def __len__(self) -> int:
+        return len(self.foregrounds)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        """Make the sample of `(epoch, index)`; the next foreground stands in for one that cannot be read."""
+        epoch, index = key
+        rng = partial(generator, "view", self.seed, epoch, index)
+        for skipped in range(MAX_SUBSTITUTES):
+            chosen = (index + skipped) % len(self)
+            try:
+                return Sample(self.sampler(self.foregrounds[chosen], rng), chosen, skipped)
+            except ImageError as error:
+                last = error
+        raise CodoError(f"{MAX_SUBSTITUTES} images in a row cannot be read, the last: {last}")
+
+
+class Background:
+    """Draws a background uniformly from pools; the next image stands in for one that cannot be read.
+
+    Args:
+        downstream: squares of the canvas's side, of the downstream data set; None where it is not used.
+        own: squares of the foregrounds; None where they are not used.
+        probability: of the downstream pool, where both are given.
+    """
+
+    def __init__(self, downstream: ImagePool | None, own: ImagePool | None, probability: float = 1.0) -> None:
+        self.downstream, self.own, self.probability = downstream, own, probability
+
+    def __call__(self, rng: np.random.Generator) -> np.ndarray:
+        """Draw one `(S, S, 3)` uint8."""
+        chance = rng.random()
+        pool = self.own if self.downstream is None or (self.own and chance >= self.probability) else self.downstream
+        assert pool is not None, "one of the two pools is needed"
+        first = int(rng.integers(len(pool)))
+        for skipped in range(MAX_SUBSTITUTES):
+            try:
+                return pool[(first + skipped) % len(pool)]
+            except ImageError as error:
+                last = error
+        raise CodoError(f"{MAX_SUBSTITUTES} background images in a row cannot be read, the last: {last}")
+
+
+class StepSampler(Sampler[list[tuple[int, int]]]):
+    """The (epoch, index) keys of every step from `first` on; each epoch is a permutation drawn from (seed, epoch).
+
+    Args:
+        size: number of foregrounds.
+        batch_size: samples a step; what is left over at the end of an epoch is left out.
+        seed: of the run.
+        first: the first step to yield, for a resumed run.
+        last: the step before which to stop.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, first: int, last: int) -> None:
+        self.size, self.batch_size, self.seed, self.first, self.last = size, batch_size, seed, first, last
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        per_epoch = self.size // self.batch_size
+        epoch, order = -1, np.empty(0, np.int64)
+        for step in range(self.first, self.last):
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                order = generator("order", self.seed, epoch).permutation(self.size)
+            start = step % per_epoch * self.batch_size
+            yield [(epoch, int(i)) for i in order[start : start + self.batch_size]]
+
+
+def collate(samples: Sequence[Sample]) -> Sample:
+    """Join samples; every tensor gets a leading dimension B, `skipped` is summed, `foreground` is a tensor `(B,)`."""
+    views = [sample.views for sample in samples]
+    images, exact, boxes = (torch.stack(column) for column in list(zip(*views, strict=True))[:3])
+    colour = ColourParameters.stack([view.colour for view in views])
+    return Sample(
+        Views(images, exact, boxes, colour),
+        torch.tensor([sample.foreground for sample in samples]),
+        sum(sample.skipped for sample in samples),
+    )
+
+
+def sample_loader(dataset: SampleDataset, steps: StepSampler, hardware: Hardware) -> DataLoader[Sample]:
+    """Load the samples of `steps`, in that order, with `hardware.workers` processes."""
+    return DataLoader(
+        dataset,
+        batch_sampler=steps,
+        collate_fn=collate,
+        num_workers=hardware.workers,
+        pin_memory=hardware.device.type == "cuda",
+        prefetch_factor=4 if hardware.workers else None,
+        # The default method of Python < 3.14, fork, deadlocks when torch has threads.
+        multiprocessing_context="forkserver" if hardware.workers else None,
+        worker_init_fn=_start_worker,
+    )
+
+
+def _start_worker(worker: int) -> None:
+    torch.set_num_threads(1)
