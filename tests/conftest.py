@@ -1,0 +1,95 @@
+"""Shared fixtures: a small set of made-up images, the real ones where they are, a config that runs in a second."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _few_threads() -> None:
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Keep the decoded images and sample data of tests out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CODO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images: $CODO_DATA, or `../shared/data` beside the checkout."""
+    folder = Path(os.environ.get("CODO_DATA") or REPOSITORY.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip("real images are not here; set CODO_DATA to their folder")
+    return folder
+
+
+def picture(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
+    """Draw a picture with structure: a coarse random pattern, smoothed."""
+    coarse = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `foregrounds/` (12 pictures) and `backgrounds/` (5)."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for name, count in {"foregrounds": 12, "backgrounds": 5}.items():
+        (root / name).mkdir()
+        for i in range(count):
+            width, height = (int(n) for n in rng.integers(70, 160, 2))
+            Image.fromarray(picture(rng, width, height)).save(root / name / f"{i:02d}.png")
+    return root
+
+
+TINY: dict[str, Any] = {
+    "canvas": 64,
+    "views": 1,
+    "model.backbone": "resnet10t",
+    "model.fpn_channels": 16,
+    "model.box_head_convs": 1,
+    "model.box_head_channels": 16,
+    "model.box_head_fc": 32,
+    "model.projector_hidden": 32,
+    "model.embedding": 16,
+    "model.bn_groups": 2,
+    "loss.queue_size": 32,
+    "loss.negatives": "both",
+    "optim.epochs": 2,
+    "optim.batch_size": 4,
+    "run.log_every": 1,
+    "run.device": "cpu",
+    "run.precision": "fp32",
+    "run.workers": 0,
+}
+
+
+@pytest.fixture
+def tiny(images: Path) -> Any:
+    """Make a config of a network that takes a step in a fraction of a second; arguments are dotted fields."""
+    from codo.config import PRETRAIN_PRESETS, PretrainConfig, load_config
+
+    def make(**fields: Any) -> PretrainConfig:
+        sources = {
+            "data.foregrounds": str(images / "foregrounds"),
+            "data.backgrounds": str(images / "backgrounds"),
+        }
+        given = {key.replace("__", "."): value for key, value in fields.items()}
+        return load_config(
+            PretrainConfig, PRETRAIN_PRESETS, preset="codo", default_preset="codo", flags=TINY | sources | given
+        )
+
+    return make

@@ -1,0 +1,159 @@
+"""Encoders and the momentum encoder: method.md, section 2 and invariants 5 and 7."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from codo.losses import Embeddings
+from codo.model import AlignedEncoder, MomentumEncoder, StageEncoder, build_encoder, embed_in_groups
+
+SIZES = {
+    "fpn_channels": 16,
+    "box_head_convs": 2,
+    "box_head_channels": 16,
+    "box_head_fc": 32,
+    "projector_hidden": 32,
+    "embedding": 8,
+    "canonical_size": 56.0,
+}
+BOXES = torch.tensor([[4.0, 6, 60, 50], [0, 0, 64, 64], [20, 20, 40, 44], [1, 2, 30, 60]]).expand(4, 4, 4)
+
+
+def build(alignment=True, embeds=("level",), **more):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build_encoder("resnet10t", alignment=alignment, embeds=embeds, **(SIZES | more))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("alignment", "embeds", "kind"),
+    [
+        (True, ("level",), AlignedEncoder),
+        (True, ("instance",), AlignedEncoder),
+        (True, ("image", "instance", "level"), AlignedEncoder),
+        (False, ("image",), StageEncoder),
+        (False, ("level",), StageEncoder),
+        (False, ("image", "level"), StageEncoder),
+    ],
+)
+def test_exactly_what_is_asked_for_is_embedded(images, alignment, embeds, kind):
+    encoder = build(alignment, embeds)
+    assert isinstance(encoder, kind)
+    out = encoder(images, BOXES)
+    for name, shape in {"image": (4, 8), "instance": (4, 8), "level": (4, 4, 8)}.items():
+        embedding = getattr(out, name)
+        if name in embeds:
+            assert tuple(embedding.shape) == shape
+            assert torch.allclose(embedding.norm(dim=-1), torch.ones(shape[:-1]), atol=1e-5)
+        else:
+            assert embedding is None
+
+
+def test_without_alignment_there_is_no_pyramid_and_no_box_head():
+    names = {key.split(".")[0] for key in build(False, ("level",)).state_dict()}
+    assert names == {"backbone", "stage_projectors"}
+    assert not any(key.startswith("backbone.fpn") for key in build(False, ("image",)).state_dict())
+
+
+def test_levels_choose_the_pyramid_levels(images):
+    every, two = build().eval(), build(levels=(3, 5)).eval()
+    two.load_state_dict(every.state_dict())
+    with torch.no_grad():
+        assert torch.allclose(every(images, BOXES).level[[1, 3]], two(images, BOXES).level, atol=1e-6)
+
+
+def test_each_level_pools_its_own_box(images):
+    encoder = build().eval()
+    moved = BOXES.clone()
+    moved[3] = moved[3] * 0.5
+    with torch.no_grad():
+        a, b = encoder(images, BOXES).level, encoder(images, moved).level
+    assert torch.allclose(a[:3], b[:3])
+    assert not torch.allclose(a[3], b[3], atol=1e-3)
+
+
+def test_the_instance_is_pooled_from_its_assigned_level(images):
+    encoder = build(embeds=("instance", "level")).eval()
+    with torch.no_grad():
+        out = encoder(images, BOXES)
+    # canonical 56: sides of 50, 64 and 22 and 41 pixels belong to P3, P4, P2, P3.
+    rows = torch.tensor([1, 2, 0, 1])
+    assert torch.allclose(out.instance, out.level[rows, torch.arange(4)], atol=1e-5)
+
+
+def test_gradients_reach_every_parameter_that_transfers_and_none_of_the_key_encoder(images):
+    encoder = build()
+    for module in encoder.modules():  # timm begins with residual branches at zero, through which no gradient passes
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1)
+    keys = MomentumEncoder(encoder, 0.9, 2)
+    loss = (encoder(images, BOXES).level * keys(images, BOXES, torch.Generator()).level).sum()
+    loss.backward()
+    for name, parameter in encoder.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+    assert all(p.grad is None and not p.requires_grad for p in keys.parameters())
+
+
+def test_key_encoder_is_the_moving_average(images):
+    encoder = build()
+    keys = MomentumEncoder(encoder, 0.75)
+    before = {n: p.clone() for n, p in keys.encoder.named_parameters()}
+    with torch.no_grad():
+        for p in encoder.parameters():
+            p.add_(1.0)
+    keys.update(encoder)
+    for name, p in keys.encoder.named_parameters():
+        assert torch.allclose(p, before[name] + 0.25, atol=1e-6), name
+
+
+class Spy(nn.Module):
+    """An encoder that only notes which samples pass through BN together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[list[float]] = []
+
+    def forward(self, images: torch.Tensor, boxes: torch.Tensor) -> Embeddings:
+        self.seen.append(images[:, 0, 0, 0].tolist())
+        assert torch.equal(boxes[0, :, 0], images[:, 0, 0, 0]), "boxes must be shuffled along with their images"
+        return Embeddings(image=images[:, 0, 0])
+
+
+def test_keys_are_batched_for_bn_in_another_company_than_queries():
+    size, groups = 8, 2
+    tags = torch.arange(float(size))
+    images, boxes = tags[:, None, None, None].expand(size, 1, 1, 2), tags[None, :, None].expand(4, size, 4)
+    query = Spy()
+    embed_in_groups(query, images, boxes, groups)
+    differing, keys = 0, MomentumEncoder(Spy(), 0.9, groups)
+    for step in range(50):
+        keys.encoder.seen.clear()
+        out = keys(images, boxes, torch.Generator().manual_seed(step))
+        assert torch.equal(out.image[:, 0], tags), "keys must come back in the order of their queries"
+        assert sorted(sum(keys.encoder.seen, [])) == tags.tolist()
+        differing += {frozenset(g) for g in keys.encoder.seen} != {frozenset(g) for g in query.seen}
+    assert query.seen == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert differing >= 45  # one order in 35 keeps the company
+
+
+def test_groups_have_statistics_of_their_own(images):
+    encoder = build()
+    together, apart = encoder(images, BOXES).level, embed_in_groups(encoder, images, BOXES, 2).level
+    by_hand = [encoder(images[rows], BOXES[:, rows]).level for rows in (slice(0, 2), slice(2, 4))]
+    assert torch.allclose(apart, torch.cat(by_hand, 1), atol=1e-5)
+    assert not torch.allclose(together, apart, atol=1e-3)
+
+
+def test_one_group_leaves_the_order_alone():
+    spy = MomentumEncoder(Spy(), 0.9, 1)
+    tags = torch.arange(4.0)
+    spy(tags[:, None, None, None].expand(4, 1, 1, 2), tags[None, :, None].expand(4, 4, 4), torch.Generator())
+    assert spy.encoder.seen == [tags.tolist()]
