@@ -73,10 +73,7 @@ class Backbone(nn.Module):
         """
         maps = self.body(images)
         # Some timm families (Swin) hand back NHWC.
-        return [
-            c if c.shape[1] == n else c.permute(0, 3, 1, 2)
-            for c, n in zip(maps, self.stage_channels, strict=True)
-        ]
+        return [c if c.shape[1] == n else c.permute(0, 3, 1, 2) for c, n in zip(maps, self.stage_channels, strict=True)]
 
     def pyramid(self, stages: list[Tensor]) -> OrderedDict[str, Tensor]:
         """Compute P2-P5 (keys "0".."3", torchvision's), and what `extra_blocks` adds ("pool"), from C2-C5."""

@@ -1,8 +1,8 @@
 """Typed settings: one field is one switch is one ablation axis. Imports no torch."""
 
 from codo.config.load import dump_yaml, fingerprint, load_config
-from codo.config.pretrain import PretrainConfig
 from codo.config.presets import PRETRAIN_PRESETS, TRANSFER_PRESETS
+from codo.config.pretrain import PretrainConfig
 from codo.config.transfer import TransferConfig
 
 __all__ = [

@@ -70,7 +70,7 @@ def fingerprint(config: BaseModel, data: str = "") -> str:
         config: the resolved config.
         data: a fingerprint of the data, which stands in for the paths.
     """
-    tree = config.model_dump(mode="json", exclude={"run", "data", "weights"})
+    tree = config.model_dump(mode="json", exclude={"run", "data", "weights"})  # `data` stands for its images
     text = json.dumps([type(config).__name__, tree, data], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -80,11 +80,7 @@ def differences(a: BaseModel, b: BaseModel) -> dict[str, tuple[Any, Any]]:
     left, right = (dict(_flatten(c.model_dump(mode="json"))) for c in (a, b))
     missing = object()
     keys = [*left, *(key for key in right if key not in left)]
-    return {
-        key: (left.get(key), right.get(key))
-        for key in keys
-        if left.get(key, missing) != right.get(key, missing)
-    }
+    return {key: (left.get(key), right.get(key)) for key in keys if left.get(key, missing) != right.get(key, missing)}
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

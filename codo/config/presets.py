@@ -24,4 +24,23 @@ PRETRAIN_PRESETS: dict[str, dict[str, Any]] = {
 }
 """Preset -> nested fields of PretrainConfig."""
 
-TRANSFER_PRESETS: dict[str, dict[str, Any]] = {}
+TRANSFER_PRESETS: dict[str, dict[str, Any]] = {
+    # Two cores.
+    "small": {
+        "architecture": SMALL_ARCHITECTURE,
+        "detection": {
+            "min_size": (240,),
+            "max_size": 320,
+            "rpn_pre_nms_train": 500,
+            "rpn_pre_nms_test": 300,
+            "rpn_post_nms_train": 300,
+            "rpn_post_nms_test": 300,
+            "roi_batch_size": 48,
+        },
+        "optim": {"epochs": 12, "batch_size": 4, "lr": 0.08, "warmup_iterations": 100},
+    },
+    # Full scale, method.md section 5: every default (ResNet-50, 640-800 px, batch 16, 90,000 iterations).
+    "1x": {},
+    "2x": {"optim": {"iterations": 180_000}},
+}
+"""Preset -> nested fields of TransferConfig."""

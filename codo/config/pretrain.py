@@ -21,6 +21,8 @@ class DataSection(Section):
     """Folder of object-centric images, read with its sub-folders."""
     backgrounds: str | None = None
     """COCO-format data set (its training images) or folder: the downstream data, labels unused."""
+    limit: int | None = Field(None, ge=2)
+    """Use at most this many foregrounds, drawn by the seed; a smaller draw is part of a larger one (ours)."""
 
 
 class PasteSection(Section):
@@ -184,7 +186,10 @@ class PretrainConfig(Section):
         }.items():
             if low > high:
                 raise ValueError(f"{name}: the lower bound {low} is above the upper bound {high}")
-        for name, share in {"paste.crop_area": self.paste.crop_area[1], "crop.area": self.crop.area[1]}.items():
+        for name, share in {
+            "paste.crop_area": self.paste.crop_area[1],
+            "crop.area": self.crop.area[1],
+        }.items():
             if share > 1:
                 raise ValueError(f"{name}: a share of the image, at most 1")
         if self.paste.patch_side[1] > 256:

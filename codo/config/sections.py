@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 
 class Section(BaseModel):
@@ -25,16 +25,18 @@ class ArchitectureSection(Section):
 
 
 class RunSection(Section):
-    """How and where a run executes. Not part of the fingerprint: none of it decides what is computed, except for
-    rounding (device, precision)."""
+    """How and where a run executes.
+
+    Not part of the fingerprint: none of it decides what is computed, except for rounding (device, precision).
+    """
 
     device: str = "auto"
     """`auto`: CUDA where there is one, else the processor; or `cpu`, `cuda`, `cuda:1`."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 autocast where the GPU or processor has bf16 arithmetic, else fp32."""
-    workers: int | Literal["auto"] = "auto"
+    workers: NonNegativeInt | Literal["auto"] = "auto"
     """Data loader processes; `auto` keeps workers + torch threads within the cores."""
-    threads: int | Literal["auto"] = "auto"
+    threads: PositiveInt | Literal["auto"] = "auto"
     """Torch threads on a processor; `auto` is the cores that the workers leave."""
     cache: Literal["auto", "disk", "off"] = "auto"
     """Decoded images as one memory-mapped file: `auto` while it is small (4 GiB), `off` decodes each time."""

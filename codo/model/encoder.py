@@ -89,9 +89,7 @@ class StageEncoder(nn.Module):
         image_projector: `(B, C_5) -> (B, d)`, for the image embedding.
     """
 
-    def __init__(
-        self, backbone: Backbone, projectors: dict[int, nn.Module], image_projector: nn.Module | None
-    ) -> None:
+    def __init__(self, backbone: Backbone, projectors: dict[int, nn.Module], image_projector: nn.Module | None) -> None:
         super().__init__()
         self.backbone = backbone
         self.stage_projectors = nn.ModuleDict({str(k): projector for k, projector in projectors.items()})

@@ -29,7 +29,7 @@ from codo.losses import ImageLoss, InstanceLoss, KeyQueue, LevelLoss
 from codo.model import AlignedEncoder, MomentumEncoder, StageEncoder, build_encoder
 from codo.pretrain.samples import Background, SampleDataset
 from codo.runs.console import counter
-from codo.runs.seed import integer_seed, torch_generator
+from codo.runs.seed import generator, integer_seed, torch_generator
 
 Loss = ImageLoss | InstanceLoss | LevelLoss
 
@@ -87,8 +87,12 @@ def find_sources(config: PretrainConfig) -> Sources:
             "data.backgrounds: the images of the data set you will detect on are needed (--backgrounds DIR); "
             "without one, paste on the foregrounds (--set paste.source=self) or turn it off (--no-background)"
         )
+    images = list_images(Path(foregrounds))
+    if config.data.limit is not None and config.data.limit < len(images):
+        drawn = generator("foregrounds", config.seed).permutation(len(images))[: config.data.limit]
+        images = [images[i] for i in sorted(drawn)]
     sources = Sources(
-        list_images(Path(foregrounds)),
+        images,
         background_paths(Path(backgrounds)) if config.uses_backgrounds and backgrounds else [],
         names,
     )
@@ -128,9 +132,7 @@ def build_dataset(config: PretrainConfig, sources: Sources) -> SampleDataset:
     else:
         view = CropView(config.canvas, config.crop.area, config.crop.aspect)
     colour = ColourJitter(**config.colour.model_dump())
-    return SampleDataset(
-        foregrounds, ViewSampler(view, config.views, build_jitter(config), colour), config.seed
-    )
+    return SampleDataset(foregrounds, ViewSampler(view, config.views, build_jitter(config), colour), config.seed)
 
 
 def build_jitter(config: PretrainConfig) -> BoxJitter:
@@ -175,9 +177,7 @@ class Method(nn.Module):
         if config.loss.negatives != "batch":
             start = torch_generator("queue", config.seed)
             for name, loss in self.losses.items():
-                queues = [
-                    KeyQueue(config.loss.queue_size, config.model.embedding, start) for _ in range(loss.queues)
-                ]
+                queues = [KeyQueue(config.loss.queue_size, config.model.embedding, start) for _ in range(loss.queues)]
                 self.queues[name] = nn.ModuleList(queues)
 
 

@@ -97,7 +97,10 @@ def resume(path: Path, changes: dict[str, Any] | None = None) -> PretrainResult:
     run.load(checkpoint)
     folder.rewind_metrics(run.step)
     folder.write_start(
-        config, fingerprint(config, sources.fingerprint), {**sources.record(), "unreadable": run.unreadable}, run.hardware
+        config,
+        fingerprint(config, sources.fingerprint),
+        {**sources.record(), "unreadable": run.unreadable},
+        run.hardware,
     )
     return run.execute(folder)
 
@@ -125,9 +128,7 @@ class Run:
 
     def batches(self, steps: int) -> Iterator[Sample]:
         """Load the batches from the current step up to step `steps`."""
-        sampler = StepSampler(
-            len(self.dataset), self.config.optim.batch_size, self.config.seed, self.step, steps
-        )
+        sampler = StepSampler(len(self.dataset), self.config.optim.batch_size, self.config.seed, self.step, steps)
         return iter(sample_loader(self.dataset, sampler, self.hardware))
 
     def advance(self, batch: Sample) -> StepResult:

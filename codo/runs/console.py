@@ -89,9 +89,7 @@ def counter(description: str) -> Callable[[int, int], None]:
     def show(done: int, total: int) -> None:
         if errors.is_terminal:
             if not state:
-                bar = Progress(
-                    TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), console=errors
-                )
+                bar = Progress(TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), console=errors)
                 bar.add_task(description, total=total)
                 bar.start()
                 state["bar"] = bar

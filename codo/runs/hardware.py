@@ -49,11 +49,7 @@ class Hardware:
         else:
             workers = max(1, cores // 4) if heavy_loading and cores > 1 else cores // 8
         threads = max(1, cores - workers) if run.threads == "auto" else run.threads
-        if (
-            device.type == "cpu"
-            and (run.workers, run.threads) != ("auto", "auto")
-            and threads + workers > cores
-        ):
+        if device.type == "cpu" and (run.workers, run.threads) != ("auto", "auto") and threads + workers > cores:
             # Oversubscribed cores make every convolution wait for its slowest thread.
             raise CodoError(
                 f"run.workers {workers} + run.threads {threads} exceed the {cores} cores of this machine; "
@@ -96,9 +92,7 @@ def _device(name: str) -> torch.device:
     except RuntimeError:
         raise CodoError(f"run.device: no device {name!r}; auto, cpu, cuda, cuda:1 or mps") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise CodoError(
-            f"run.device: {name} asked for, but torch sees {torch.cuda.device_count()} CUDA devices"
-        )
+        raise CodoError(f"run.device: {name} asked for, but torch sees {torch.cuda.device_count()} CUDA devices")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise CodoError("run.device: mps asked for, but torch does not see it on this machine")
     if device.type not in ("cpu", "cuda", "mps"):

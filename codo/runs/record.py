@@ -83,9 +83,7 @@ class RunFolder:
             raise CodoError(f"{path} is not a run folder (no config.yaml in it)")
         return RunFolder(path)
 
-    def write_start(
-        self, config: BaseModel, fingerprint: str, data: dict[str, Any], hardware: Hardware
-    ) -> None:
+    def write_start(self, config: BaseModel, fingerprint: str, data: dict[str, Any], hardware: Hardware) -> None:
         """Record what is about to run: the resolved config and the environment."""
         write_text(self.path / "config.yaml", dump_yaml(config))
         write_json(self.path / "environment.json", environment(fingerprint, data, hardware))

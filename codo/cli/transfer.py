@@ -1,0 +1,184 @@
+"""`codo transfer`: fine-tune a detector from pretrained weights and evaluate it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from codo.config import TRANSFER_PRESETS
+from codo.config.transfer import SCHEDULES
+
+if TYPE_CHECKING:
+    from codo.transfer.run import Start, TransferResult
+
+_FLAGS = {
+    "detector": "detector",
+    "weights": "weights",
+    "data": "data.root",
+    "train_json": "data.train_json",
+    "val_json": "data.val_json",
+    "images": "data.images",
+    "val_images": "data.val_images",
+    "fraction": "data.fraction",
+    "epochs": "optim.epochs",
+    "schedule": "optim.iterations",
+    "batch_size": "optim.batch_size",
+    "norm": "norm",
+    "seed": "seed",
+    "device": "run.device",
+    "precision": "run.precision",
+}
+
+
+@click.command(name="transfer")
+@click.option("--detector", type=click.Choice(["faster_rcnn"]), help="The detector.  [default: faster_rcnn]")
+@click.option("--weights", metavar="RUN|FILE|none", help="Pretraining run, weights file, or none (the default).")
+@click.option("--data", metavar="DIR", help="COCO-format data set; the built-in sample data if left out.")
+@click.option("--train-json", metavar="FILE", help="Training annotations, in place of those in --data.")
+@click.option("--val-json", metavar="FILE", help="Annotations to evaluate on, in place of those in --data.")
+@click.option("--images", metavar="DIR", help="Folder of the images, in place of those in --data.")
+@click.option("--val-images", metavar="DIR", help="Folder of the images to evaluate on, where it is another one.")
+@click.option("--fraction", type=float, help="Share of the training images, drawn with the seed.")
+@click.option("--preset", type=click.Choice(list(TRANSFER_PRESETS)), help="Named settings.  [default: small]")
+@click.option("--config", "file", metavar="FILE", type=click.Path(path_type=Path), help="Settings as YAML.")
+@click.option("--set", "sets", metavar="A.B=C", multiple=True, help="Any field; may be repeated.")
+@click.option("--epochs", type=int, help="Length in passes over the training images.")
+@click.option("--schedule", type=click.Choice(list(SCHEDULES)), help="Length in steps: 1x is 90,000, 2x 180,000.")
+@click.option("--batch-size", type=int, help="Images a step.")
+@click.option("--norm", type=click.Choice(["bn", "frozen_bn"]), help="The backbone's norms: trained or kept.")
+@click.option("--seed", type=int, help="Fresh weights, order, flips, sampling and the share of --fraction.")
+@click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Arithmetic of the convolutions.")
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Run folder.  [default: runs/transfer-N]")
+@click.option("--resume", metavar="RUN", type=click.Path(path_type=Path), help="Continue this run, with its config.")
+@click.option("--dry-run", is_flag=True, help="Load data and weights, show the config; train nothing.")
+def transfer_command(
+    preset: str | None,
+    file: Path | None,
+    sets: tuple[str, ...],
+    out: Path | None,
+    resume: Path | None,
+    dry_run: bool,
+    **options: Any,
+) -> None:
+    """Train a detector from pretrained weights on a labelled data set, and print its COCO metrics."""
+    if options["epochs"] and options["schedule"]:
+        raise click.UsageError("--epochs and --schedule both set the length; give one of them")
+    if resume and (preset or file or out):
+        raise click.UsageError("--resume goes on with the run's own config and folder: no --preset, --config, --out")
+
+    from codo.transfer.loop import Interrupted
+    from codo.transfer.run import transfer
+    from codo.transfer.settings import load_resumed_config, load_transfer_config
+
+    options["schedule"] = SCHEDULES.get(options["schedule"])
+    flags = {field: options[name] for name, field in _FLAGS.items()}
+    # The length given takes the place of the preset's, whichever of the two fields that one is in.
+    if options["epochs"]:
+        sets = ("optim.iterations=null", *sets)
+    elif options["schedule"]:
+        sets = ("optim.epochs=null", *sets)
+    if resume:
+        config = load_resumed_config(resume, flags=flags, sets=sets)
+    else:
+        config = load_transfer_config(preset=preset, file=file, flags=flags, sets=sets)
+    if dry_run:
+        _dry_run(config)
+        return
+    try:
+        result = transfer(config, out=out, resume=resume, on_start=_print_start)
+    except Interrupted as stopped:
+        click.echo(f"\nstopped; continue with: codo transfer --resume {stopped}", err=True)
+        raise SystemExit(130) from None
+    _print_result(result)
+
+
+def _dry_run(config: Any) -> None:
+    from codo.config import dump_yaml
+    from codo.runs.console import console
+    from codo.transfer.data import load_data
+    from codo.transfer.run import load_detector
+
+    data = load_data(config)
+    detector, loaded = load_detector(config, data)
+    console.print(dump_yaml(config), markup=False)
+    _print_data(data.facts)
+    _print_loaded(loaded)
+    parameters = sum(p.numel() for p in detector.parameters() if p.requires_grad)
+    console.print(f"{parameters / 1e6:.1f} M parameters to train; dry run, nothing was trained")
+
+
+def _print_start(start: Start) -> None:
+    from codo.runs.console import console
+
+    console.print(f"run: {start.path}", markup=False)
+    console.print(f"hardware: {start.hardware}", markup=False)
+    _print_data(start.data)
+    _print_loaded(start.loaded)
+    if start.resumed_at:
+        console.print(f"resumed after step {start.resumed_at}")
+
+
+def _print_data(facts: dict[str, Any]) -> None:
+    from codo.runs.console import console, warn
+
+    console.print(
+        f"data: {facts['name']}, {facts['train_images']} training images ({facts['train_boxes']} boxes, "
+        f"{facts['train_images_without_boxes']} images without), {facts['val_images']} to evaluate on, "
+        f"{facts['classes']} classes",
+        markup=False,
+    )
+    for split, reasons in facts["skipped"].items():
+        for reason, count in reasons.items():
+            warn(f"{split}: {count} x {reason}")
+
+
+def _print_loaded(loaded: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from codo.runs.console import console
+
+    if loaded["weights"]["source"] == "none":
+        console.print("weights: none, every tensor is fresh")
+        return
+    title = f"weights: {escape(loaded['weights']['source'])} ({loaded['weights']['kind']})"
+    table = Table("tensors", "matched", "missing", "unexpected", "reshaped", title=title, title_justify="left")
+    for name, group in loaded["groups"].items():
+        counts = group["counts"]
+        table.add_row(name, *(str(counts[kind]) for kind in ("matched", "missing", "unexpected", "reshaped")))
+    console.print(table)
+    if loaded["ignored"]:
+        console.print(f"{len(loaded['ignored'])} tensors of the file belong to no group that transfers: left out")
+    console.print(loaded["proof"]["text"], markup=False)
+
+
+def _print_result(result: TransferResult) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from codo.runs.console import console, duration, warn
+
+    summary = result.summary
+    broken = summary["broken_images"]
+    if broken["val"]:
+        warn(f"{len(broken['val'])} images to evaluate on cannot be read and were left out, e.g. {broken['val'][0]}")
+    if broken["train"]:
+        warn(f"{broken['train']} training images cannot be read; others took their place")
+    metrics = summary["metrics"]
+    table = Table(*metrics, title=f"COCO box metrics on {escape(summary['data']['name'])} val", title_justify="left")
+    table.add_row(*map(_number, metrics.values()))
+    console.print(table)
+    classes = Table("class", "AP", title="AP per class", title_justify="left")
+    for entry in summary["per_class"]:
+        classes.add_row(escape(entry["name"]), _number(entry["AP"]))
+    console.print(classes)
+    console.print(f"{summary['steps']} steps, training took {duration(summary['train_seconds'])}")
+    console.print(f"written to {result.path}", markup=False)
+
+
+def _number(value: float | None) -> str:
+    """Write a metric; COCO's -1 (nothing to find) as a dash."""
+    return "-" if value is None else f"{value:.1f}"
