@@ -13,18 +13,20 @@ TRIES = 10
 
 
 class BoxJitter(Protocol):
-    """Draws a box near an exact one.
+    """Draws a box near an exact one."""
 
-    Args (call):
-        rng: where the numbers come from.
-        box: `(4,)` xyxy in pixels.
-        canvas: side of the canvas in pixels.
+    def __call__(self, rng: np.random.Generator, box: np.ndarray, canvas: int) -> np.ndarray:
+        """Draw.
 
-    Returns (call):
-        `(4,)` float32 xyxy in pixels.
-    """
+        Args:
+            rng: where the numbers come from.
+            box: `(4,)` float32 xyxy in pixels.
+            canvas: side of the canvas in pixels.
 
-    def __call__(self, rng: np.random.Generator, box: np.ndarray, canvas: int) -> np.ndarray: ...
+        Returns:
+            `(4,)` float32 xyxy in pixels.
+        """
+        ...
 
 
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:

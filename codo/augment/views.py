@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -104,8 +104,8 @@ class ViewSampler:
 
     view: PasteView | CropView
     queries: int = 2
-    jitter: BoxJitter = NoJitter()
-    colour: ColourJitter = ColourJitter()
+    jitter: BoxJitter = field(default_factory=NoJitter)
+    colour: ColourJitter = field(default_factory=ColourJitter)
 
     def __call__(self, foreground: np.ndarray, rng: Callable[[int], np.random.Generator]) -> Views:
         """Sample.

@@ -23,9 +23,7 @@ def pretrain_command(out: Path | None, resume: Path | None, dry_run: bool, **opt
     """
     if resume is not None:
         if out is not None or options["file"] or options["sets"] or options["preset"] or dry_run:
-            raise CodoError(
-                "--resume takes its config from the run; only --epochs, --device and --precision go with it"
-            )
+            raise CodoError("--resume takes its config from the run; --epochs, --device and --precision may go with it")
         changes = fields_of(options)
         from codo.pretrain import resume as resume_run
 

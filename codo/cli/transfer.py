@@ -66,33 +66,29 @@ def transfer_command(
     """Train a detector from pretrained weights on a labelled data set, and print its COCO metrics."""
     if options["epochs"] and options["schedule"]:
         raise click.UsageError("--epochs and --schedule both set the length; give one of them")
-    if resume and (preset or file or out):
-        raise click.UsageError("--resume goes on with the run's own config and folder: no --preset, --config, --out")
+    if resume and (preset or file or sets or out or dry_run):
+        raise click.UsageError(
+            "--resume goes on with the run's own config and folder: only --epochs, --device and --precision go with it"
+        )
 
-    from codo.transfer.loop import Interrupted
-    from codo.transfer.run import transfer
-    from codo.transfer.settings import load_resumed_config, load_transfer_config
+    from codo.transfer import load_transfer_config, transfer
+    from codo.transfer import resume as resume_run
 
     options["schedule"] = SCHEDULES.get(options["schedule"])
     flags = {field: options[name] for name, field in _FLAGS.items()}
+    if resume:
+        _print_result(resume_run(resume, flags, _print_start))
+        return
     # The length given takes the place of the preset's, whichever of the two fields that one is in.
     if options["epochs"]:
         sets = ("optim.iterations=null", *sets)
     elif options["schedule"]:
         sets = ("optim.epochs=null", *sets)
-    if resume:
-        config = load_resumed_config(resume, flags=flags, sets=sets)
-    else:
-        config = load_transfer_config(preset=preset, file=file, flags=flags, sets=sets)
+    config = load_transfer_config(preset=preset, file=file, flags=flags, sets=sets)
     if dry_run:
         _dry_run(config)
-        return
-    try:
-        result = transfer(config, out=out, resume=resume, on_start=_print_start)
-    except Interrupted as stopped:
-        click.echo(f"\nstopped; continue with: codo transfer --resume {stopped}", err=True)
-        raise SystemExit(130) from None
-    _print_result(result)
+    else:
+        _print_result(transfer(config, out, _print_start))
 
 
 def _dry_run(config: Any) -> None:
@@ -162,11 +158,13 @@ def _print_result(result: TransferResult) -> None:
     from codo.runs.console import console, duration, warn
 
     summary = result.summary
-    broken = summary["broken_images"]
-    if broken["val"]:
-        warn(f"{len(broken['val'])} images to evaluate on cannot be read and were left out, e.g. {broken['val'][0]}")
-    if broken["train"]:
-        warn(f"{broken['train']} training images cannot be read; others took their place")
+    unreadable = summary["unreadable_images"]
+    if unreadable["val"]:
+        warn(
+            f"{len(unreadable['val'])} images to evaluate on cannot be read and were left out, e.g. {unreadable['val'][0]}"
+        )
+    if unreadable["train"]:
+        warn(f"{unreadable['train']} training images cannot be read; others took their place")
     metrics = summary["metrics"]
     table = Table(*metrics, title=f"COCO box metrics on {escape(summary['data']['name'])} val", title_justify="left")
     table.add_row(*map(_number, metrics.values()))

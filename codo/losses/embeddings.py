@@ -21,7 +21,7 @@ class Embeddings(NamedTuple):
     instance: Tensor | None = None
     level: Tensor | None = None
 
-    def index(self, rows: Tensor) -> Embeddings:
+    def take(self, rows: Tensor) -> Embeddings:
         """Take the samples `rows` `(B,)`, in that order."""
         return Embeddings(*(None if e is None else e.index_select(-2, rows) for e in self))
 

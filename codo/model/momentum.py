@@ -43,7 +43,8 @@ class MomentumEncoder(nn.Module):
     @torch.no_grad()
     def update(self, query_encoder: nn.Module) -> None:
         """Move towards the query encoder."""
-        own, query = list(self.encoder.parameters()), list(query_encoder.parameters())
+        own: list[Tensor] = list(self.encoder.parameters())
+        query: list[Tensor] = list(query_encoder.parameters())
         torch._foreach_lerp_(own, query, 1 - self.momentum)
 
     @torch.no_grad()
@@ -62,4 +63,4 @@ class MomentumEncoder(nn.Module):
             return self.encoder(images, boxes)
         order = torch.randperm(len(images), generator=generator).to(images.device)
         shuffled = embed_in_groups(self.encoder, images[order], boxes[:, order], self.groups)
-        return shuffled.index(order.argsort())
+        return shuffled.take(order.argsort())

@@ -71,7 +71,7 @@ def find_sources(config: PretrainConfig) -> Sources:
     """List the images of a config; the built-in sample data where it names none.
 
     Raises:
-        CodoError: a folder is missing or empty, backgrounds are needed and not named, or fewer foregrounds than a batch.
+        CodoError: a folder is missing or empty, backgrounds are needed and not named, or no batch can be filled.
     """
     foregrounds, backgrounds = config.data.foregrounds, config.data.backgrounds
     if foregrounds is None and backgrounds is not None:
@@ -179,6 +179,10 @@ class Method(nn.Module):
             for name, loss in self.losses.items():
                 queues = [KeyQueue(config.loss.queue_size, config.model.embedding, start) for _ in range(loss.queues)]
                 self.queues[name] = nn.ModuleList(queues)
+
+    def queues_of(self, name: str) -> list[KeyQueue]:
+        """List the queues of a loss; none where negatives come from the batch."""
+        return [queue for queue in self.queues[name].children() if isinstance(queue, KeyQueue)] if self.queues else []
 
 
 def encoder_of(config: PretrainConfig) -> AlignedEncoder | StageEncoder:

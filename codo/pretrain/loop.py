@@ -97,8 +97,8 @@ def train_step(
         raise CodoError(f"the loss is not finite ({terms}); lower optim.lr or use --precision fp32")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    for name, queues in method.queues.items():
-        for queue, keys in zip(queues, method.losses[name].keys(key), strict=True):
+    for name, loss_term in method.losses.items():
+        for queue, keys in zip(method.queues_of(name), loss_term.keys(key), strict=False):
             queue.push(keys)
     return result
 
@@ -107,8 +107,8 @@ def query_loss(method: Method, query: Embeddings, key: Embeddings, result: StepR
     """Sum the weighted losses of one query view, and note its terms in `result`."""
     total, share = None, 1 / queries
     for name, loss in method.losses.items():
-        queues = [queue.keys for queue in method.queues[name]] if name in method.queues else [None] * loss.queues
-        contrast = loss(query, key, queues)
+        stale: list[Tensor | None] = [queue.keys for queue in method.queues_of(name)]
+        contrast = loss(query, key, stale or [None] * loss.queues)
         weighted = method.weights[name] * contrast.loss
         total = weighted if total is None else total + weighted
         result.terms[name] += float(contrast.loss.detach()) * share

@@ -63,7 +63,7 @@ def preview(config: PretrainConfig, samples: int, out: Path) -> None:
             recorder.drawn.clear()
         sample = dataset[key]
         views = _visible(sample.views.images, sample.views.colour)
-        cells = [_fit(Image.fromarray(dataset.foregrounds[sample.foreground]))]
+        cells = [_fit(Image.fromarray(dataset.foregrounds[int(sample.foreground)]))]
         for v, picture in enumerate(views):
             if recorder:
                 cells.append(_fit(Image.fromarray(recorder.drawn[v])))
@@ -87,7 +87,9 @@ def _visible(images: torch.Tensor, colour: ColourParameters) -> list[Image.Image
 def _fit(picture: Image.Image) -> Image.Image:
     """Centre a picture in a cell."""
     scale = CELL / max(picture.size)
-    small = picture.resize(tuple(max(1, round(n * scale)) for n in picture.size), Image.Resampling.BICUBIC)
+    small = picture.resize(
+        (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.BICUBIC
+    )
     cell = Image.new("RGB", (CELL, CELL), PAPER)
     cell.paste(small, ((CELL - small.width) // 2, (CELL - small.height) // 2))
     return cell

@@ -22,7 +22,7 @@ from codo.config.presets import PRETRAIN_PRESETS
 from codo.config.pretrain import PretrainConfig
 from codo.config.sections import ArchitectureSection
 from codo.errors import CodoError, Interrupted
-from codo.pretrain.build import Method, build_dataset, build_optimizer, find_sources, scaled_lr
+from codo.pretrain.build import Method, Sources, build_dataset, build_optimizer, find_sources, scaled_lr
 from codo.pretrain.loop import Clock, Shortcut, StepResult, cosine_lr, shuffle_generator, train_step
 from codo.pretrain.samples import Sample, SampleDataset, StepSampler, sample_loader
 from codo.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -63,8 +63,7 @@ def pretrain(config: PretrainConfig, out: Path | None = None) -> PretrainResult:
     sources = find_sources(config)
     run = Run(config, build_dataset(config, sources))
     folder = RunFolder.create(out, "pretrain")
-    data = {**sources.record(), "unreadable": run.unreadable}
-    folder.write_start(config, fingerprint(config, sources.fingerprint), data, run.hardware)
+    run.write_start(folder, sources)
     return run.execute(folder)
 
 
@@ -96,12 +95,7 @@ def resume(path: Path, changes: dict[str, Any] | None = None) -> PretrainResult:
     run = Run(config, build_dataset(config, sources))
     run.load(checkpoint)
     folder.rewind_metrics(run.step)
-    folder.write_start(
-        config,
-        fingerprint(config, sources.fingerprint),
-        {**sources.record(), "unreadable": run.unreadable},
-        run.hardware,
-    )
+    run.write_start(folder, sources)
     return run.execute(folder)
 
 
@@ -118,7 +112,8 @@ class Run:
         self.config, self.dataset = config, dataset
         self.hardware = Hardware.resolve(config.run, heavy_loading=not dataset.foregrounds.cached)
         self.hardware.apply()
-        self.method = Method(config).to(self.hardware.device, memory_format=torch.channels_last).train()
+        self.method = Method(config).to(self.hardware.device).train()
+        self.method.to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(config, self.method)
         self.per_epoch = len(dataset) // config.optim.batch_size
         self.step, self.steps = 0, self.per_epoch * config.optim.epochs
@@ -147,6 +142,11 @@ class Run:
     def lr(self) -> float:
         """The learning rate of the next step."""
         return cosine_lr(scaled_lr(self.config), self.step, self.steps)
+
+    def write_start(self, folder: RunFolder, sources: Sources) -> None:
+        """Record config, environment and data."""
+        data = {**sources.record(), "unreadable": self.unreadable}
+        folder.write_start(self.config, fingerprint(self.config, sources.fingerprint), data, self.hardware)
 
     def state(self) -> dict[str, Any]:
         """Collect what a checkpoint holds. Generators have no state: they are functions of seed and step."""
@@ -181,9 +181,9 @@ class Run:
                 if shortcut.update(last) and not warned:
                     warned = True
                     progress.note(
-                        f"warning: accuracy against the queue is {shortcut.queue:.2f} but {shortcut.batch:.2f} among the "
-                        "keys of a batch: keys are told by their age, little is learnt. Try --set loss.negatives=batch, "
-                        "a smaller loss.queue_size or a larger model.key_momentum"
+                        f"warning: accuracy against the queue is {shortcut.queue:.2f}, among the keys of a batch "
+                        f"{shortcut.batch:.2f}: keys are told by their age, little is learnt. Try "
+                        "--set loss.negatives=batch, a smaller loss.queue_size or a larger model.key_momentum"
                     )
                 if self.step % self.config.run.log_every == 0 or self.step == self.steps:
                     record = self.record(last, lr) | clock.read()

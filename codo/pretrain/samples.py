@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from codo.augment import ColourParameters, Views, ViewSampler
@@ -25,7 +26,7 @@ class Sample(NamedTuple):
     """One sample: its views, the index of the foreground used, and how many unreadable ones were passed over."""
 
     views: Views
-    foreground: int
+    foreground: Tensor
     skipped: int
 
 
@@ -51,7 +52,7 @@ class SampleDataset(Dataset[Sample]):
         for skipped in range(MAX_SUBSTITUTES):
             chosen = (index + skipped) % len(self)
             try:
-                return Sample(self.sampler(self.foregrounds[chosen], rng), chosen, skipped)
+                return Sample(self.sampler(self.foregrounds[chosen], rng), torch.tensor(chosen), skipped)
             except ImageError as error:
                 last = error
         raise CodoError(f"{MAX_SUBSTITUTES} images in a row cannot be read, the last: {last}")
@@ -118,7 +119,7 @@ def collate(samples: Sequence[Sample]) -> Sample:
     colour = ColourParameters.stack([view.colour for view in views])
     return Sample(
         Views(images, exact, boxes, colour),
-        torch.tensor([sample.foreground for sample in samples]),
+        torch.stack([sample.foreground for sample in samples]),
         sum(sample.skipped for sample in samples),
     )
 

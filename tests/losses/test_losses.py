@@ -99,9 +99,9 @@ def test_level_loss_is_the_weighted_sum_with_a_queue_a_level():
     assert float(swapped.loss) != pytest.approx(float(contrast.loss), rel=1e-5)
 
 
-def test_embeddings_index_and_concatenate_over_samples():
+def test_embeddings_take_and_concatenate_over_samples():
     e = Embeddings(image=unit(4, 3), level=unit(2, 4, 3, seed=1))
-    back = Embeddings.concatenate([e.index(torch.tensor([0, 1])), e.index(torch.tensor([2, 3]))])
+    back = Embeddings.concatenate([e.take(torch.tensor([0, 1])), e.take(torch.tensor([2, 3]))])
     assert torch.equal(back.image, e.image)
     assert torch.equal(back.level, e.level)
     assert back.instance is None

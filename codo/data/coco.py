@@ -1,0 +1,301 @@
+"""COCO-format detection sets: where their parts lie, and their JSON read, checked and cleaned."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from codo.data.coco_json import checked, entries_of, no_garbage_collection, read_categories, read_json
+from codo.data.images import list_files, list_images, relative_names
+from codo.errors import CodoError
+
+SIMPLE_LAYOUT = "images/ + instances_train.json + instances_val.json"
+OFFICIAL_LAYOUT = (
+    "annotations/instances_train2017.json + annotations/instances_val2017.json + train2017/ + val2017/ (any year)"
+)
+
+# The reasons in `CocoDataset.skipped`, as the user reads them.
+FILE_ABSENT = "image whose file is absent"
+ANNOTATION_OF_ABSENT_FILE = "annotation of an image whose file is absent"
+UNLISTED_IMAGE = "annotation for an image that is not listed"
+UNKNOWN_CATEGORY = "annotation with a category that is not listed"
+BAD_BOX = "box that is not four finite numbers"
+EMPTY_BOX = "box without width or height"
+BOX_OUTSIDE = "box wholly outside its image"
+BOX_CLIPPED = "box partly outside its image, clipped"
+
+_IMAGE_KEYS: dict[str, type] = {"id": int, "file_name": str, "width": int, "height": int}
+_YEAR = re.compile(r"instances_(train|val)(\d*)\.json")
+
+
+@dataclass(frozen=True)
+class CocoSplits:
+    """Where the training and validation annotations of a data set lie, and the folders of their images.
+
+    `layout` is one line to show the user: which layout was found, and which year of several was taken.
+    """
+
+    train_json: Path
+    train_images: Path
+    val_json: Path
+    val_images: Path
+    layout: str
+
+
+@dataclass(frozen=True, slots=True)
+class CocoImage:
+    """One image of the JSON whose file exists; width and height are the JSON's, in pixels."""
+
+    id: int
+    file_name: str
+    path: Path
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class CocoDataset:
+    """A COCO JSON, checked.
+
+    Attributes:
+        images: those whose file exists, with and without annotations, in the JSON's order.
+        annotations: image id -> its annotation dicts, a (possibly empty) list for every image. They are the
+            JSON's own, with `bbox` as four floats xywh in pixels inside the image, w and h > 0; `area` (of the
+            box) and `iscrowd` (0) are added where absent.
+        categories: category id -> name, sorted by id; the ids are the data set's own, holes and all.
+        skipped: reason -> how many annotations or images it made us skip (or clip); no zero counts.
+    """
+
+    images: list[CocoImage]
+    annotations: dict[int, list[dict[str, Any]]]
+    categories: dict[int, str]
+    skipped: dict[str, int]
+
+
+def is_coco(root: Path) -> bool:
+    """Tell whether `root` holds a COCO-format training split (either layout), rather than plain images."""
+    return bool(_split_jsons(Path(root), "train"))
+
+
+def find_splits(root: Path) -> CocoSplits:
+    """Find the training and validation split of a data set in the simple or the official COCO layout.
+
+    Of several years the newest is taken that has both splits; `layout` says so.
+
+    Raises:
+        CodoError: no folder `root`, or neither layout in it; names both, and what is there.
+    """
+    root = Path(root)
+    train, val = _split_jsons(root, "train"), _split_jsons(root, "val")
+    years = [year for year in train if year in val]
+    if not years:
+        raise _no_layout(root)
+    year = years[0]
+    return CocoSplits(
+        train[year], _image_folder(root, "train", year), val[year], _image_folder(root, "val", year), _said(years)
+    )
+
+
+def background_paths(root: Path) -> list[Path]:
+    """List the background images of `root`: a COCO-format set's training images, or a plain folder's images.
+
+    Of a COCO-format set only the images listed in the training JSON count (never those of the validation split); its
+    labels are not read.
+
+    Raises:
+        CodoError: as `list_images` and `load_coco`.
+    """
+    root = Path(root)
+    jsons = _split_jsons(root, "train")
+    if not jsons:
+        return list_images(root)
+    year, json_path = next(iter(jsons.items()))
+    content = read_json(json_path)
+    images, _ = _images(entries_of(content, "images", json_path), json_path, _image_folder(root, "train", year))
+    return [image.path for image in images]
+
+
+def load_coco(json_path: Path, images: Path) -> CocoDataset:
+    """Read and check a COCO-format detection JSON.
+
+    Structure must be right; content is cleaned, and what was skipped is counted. Boxes are clipped to their image
+    and kept if any width and height remains (COCO has boxes thinner than a pixel). Crowds are kept, and flagged.
+
+    Args:
+        json_path: the annotations.
+        images: the folder that the `file_name`s are relative to; they may lie in sub-folders.
+
+    Raises:
+        CodoError: the JSON is missing, broken (file, line, column) or not COCO (which key is missing where); an
+            image or category id occurs twice; a `file_name` leaves `images`; no image file exists.
+    """
+    json_path = Path(json_path)
+    content = read_json(json_path)
+    categories = read_categories(content, json_path)
+    kept, absent = _images(entries_of(content, "images", json_path), json_path, Path(images))
+    skipped = {FILE_ABSENT: len(absent)} if absent else {}
+    with no_garbage_collection():
+        entries = entries_of(content, "annotations", json_path)
+        annotations = _annotations(entries, json_path, kept, absent, categories, skipped)
+    return CocoDataset(kept, annotations, categories, skipped)
+
+
+def data_fingerprint(paths: Sequence[Path]) -> str:
+    """Fingerprint a set of files by their names and sizes.
+
+    Names are relative to the files' common folder and times are left out, so that a copy elsewhere keeps its
+    fingerprint. The content is not read: a change that keeps a file's name and length goes unnoticed.
+
+    Returns:
+        64 hexadecimal digits (sha256); independent of the order of `paths`.
+
+    Raises:
+        CodoError: a file is missing.
+    """
+    digest = hashlib.sha256()
+    try:
+        lines = [f"{name}\0{os.stat(p).st_size}\n" for name, p in zip(relative_names(paths), paths, strict=True)]
+    except OSError as error:
+        raise CodoError(f"{error.filename}: {error.strerror}; the data set changed while it was read") from error
+    for line in sorted(lines):
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _split_jsons(root: Path, split: str) -> dict[str, Path]:
+    """Find the JSONs of a split: "simple" first, then the official ones by year, newest first ("" without year)."""
+    if not root.is_dir():
+        what = "is a file; a folder is expected" if root.exists() else "does not exist"
+        raise CodoError(f"data set {root} {what}")
+    simple = root / f"instances_{split}.json"
+    found = {"simple": simple} if simple.is_file() else {}
+    official = [p for p in (root / "annotations").glob(f"instances_{split}*.json") if _YEAR.fullmatch(p.name)]
+    years = {path.stem.removeprefix(f"instances_{split}"): path for path in official}
+    return found | {year: years[year] for year in sorted(years, key=lambda y: int(y or 0), reverse=True)}
+
+
+def _image_folder(root: Path, split: str, year: str) -> Path:
+    """Find the image folder that goes with a split's JSON."""
+    names = ["images"] if year == "simple" else [f"{split}{year}", f"images/{split}{year}"]
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    raise CodoError(f"{root} has the {split} annotations but not the images: no folder {names[0]}/ in it")
+
+
+def _said(years: list[str]) -> str:
+    if years[0] == "simple":
+        return "simple layout" + (" (preferred to the official one beside it)" if len(years) > 1 else "")
+    newest = f" (the newest of {', '.join(sorted(years))})" if len(years) > 1 else ""
+    return f"official COCO layout, {years[0] or 'no year'}{newest}"
+
+
+def _no_layout(root: Path) -> CodoError:
+    there = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())
+    there += sorted(f"annotations/{path.name}" for path in (root / "annotations").glob("*.json"))
+    shown = ", ".join(there[:12]) + (", ..." if len(there) > 12 else "")
+    return CodoError(
+        f"{root} is no COCO-format data set: expected {SIMPLE_LAYOUT}, or {OFFICIAL_LAYOUT}; "
+        f"there is {shown or 'nothing in it'}"
+    )
+
+
+def _images(entries: list[Any], path: Path, folder: Path) -> tuple[list[CocoImage], set[int]]:
+    """Check the image entries; return those whose file exists, and the ids of the others."""
+    files, leaving = list_files(folder)
+    present, outside = set(files), set(leaving)
+    kept: list[CocoImage] = []
+    absent: set[int] = set()
+    seen: set[int] = set()
+    for index, entry in enumerate(entries):
+        where = f"{path}: images[{index}]"
+        image_id, name, width, height = checked(entry, _IMAGE_KEYS, where)
+        if width < 1 or height < 1:
+            raise CodoError(f"{where}: its size is {width} x {height}")
+        if image_id in seen:
+            raise CodoError(f"{where}: image id {image_id} occurs twice")
+        seen.add(image_id)
+        # What the listing has lies inside; only other names need the slow look.
+        relative = name if name in present else _inside(name, outside, where, folder)
+        if relative in present:
+            kept.append(CocoImage(image_id, name, folder / relative, width, height))
+        else:
+            absent.add(image_id)
+    if not kept:
+        example = f", e.g. {entries[0]['file_name']!r}" if entries else ""
+        raise CodoError(f"{path}: none of its {len(entries)} images{example}, is in {folder}; is it the right folder?")
+    return kept, absent
+
+
+def _inside(name: str, leaving: set[str], where: str, folder: Path) -> str:
+    """Return `name` as a plain posix path below `folder`, or refuse it."""
+    pure, windows = PurePosixPath(name), PureWindowsPath(name)
+    climbs = pure.is_absolute() or bool(windows.anchor) or ".." in pure.parts or ".." in windows.parts
+    relative = str(pure)
+    if climbs or (leaving and any(str(p) in leaving for p in (pure, *pure.parents))):
+        raise CodoError(f"{where}: file_name {name!r} leaves the image folder {folder}; refused")
+    return relative
+
+
+def _annotations(
+    entries: list[Any],
+    path: Path,
+    images: list[CocoImage],
+    absent: set[int],
+    known: Container[int],
+    skipped: dict[str, int],
+) -> dict[int, list[dict[str, Any]]]:
+    """Clean the annotations and sort them by image; count in `skipped` what was wrong with some."""
+    annotations: dict[int, list[dict[str, Any]]] = {image.id: [] for image in images}
+    sizes = {image.id: (image.width, image.height) for image in images}
+    for index, annotation in enumerate(entries):
+        try:
+            image_id, category = annotation["image_id"], annotation["category_id"]
+            box, size = annotation["bbox"], sizes.get(image_id)
+            if size is None:
+                reason: str | None = ANNOTATION_OF_ABSENT_FILE if image_id in absent else UNLISTED_IMAGE
+            elif category not in known:
+                reason = UNKNOWN_CATEGORY
+            else:
+                reason = _clean(annotation, box, *size)
+        except KeyError as error:
+            raise CodoError(f"{path}: annotations[{index}] has no {error.args[0]!r}") from None
+        except TypeError:
+            raise CodoError(f"{path}: annotations[{index}] is not a COCO annotation") from None
+        if reason is not None:
+            skipped[reason] = skipped.get(reason, 0) + 1
+        if reason is None or reason is BOX_CLIPPED:
+            annotations[image_id].append(annotation)
+    return annotations
+
+
+def _clean(annotation: dict[str, Any], box: Any, width: int, height: int) -> str | None:
+    """Clip and complete an annotation in place; return why it is skipped (or that it was clipped), else None."""
+    if not isinstance(box, list):
+        return BAD_BOX
+    try:
+        x, y, w, h = map(float, box)
+    except (TypeError, ValueError, OverflowError):
+        return BAD_BOX
+    if not math.isfinite(x + y + w + h):
+        return BAD_BOX
+    if w <= 0 or h <= 0:
+        return EMPTY_BOX
+    x0, y0 = max(x, 0.0), max(y, 0.0)
+    x1, y1 = min(x + w, float(width)), min(y + h, float(height))
+    if x1 <= x0 or y1 <= y0:
+        return BOX_OUTSIDE
+    # Exports round to a few decimals: a hundredth of a pixel past the edge is clipped, but is not worth a word.
+    clipped = x0 - x > 0.01 or y0 - y > 0.01 or x + w - x1 > 0.01 or y + h - y1 > 0.01
+    if (x0, y0) != (x, y) or x + w > width or y + h > height:
+        w, h = x1 - x0, y1 - y0
+    annotation["bbox"] = [x0, y0, w, h]
+    annotation.setdefault("area", w * h)
+    annotation["iscrowd"] = 1 if annotation.get("iscrowd") else 0
+    return BOX_CLIPPED if clipped else None
