@@ -160,9 +160,8 @@ def _print_result(result: TransferResult) -> None:
     summary = result.summary
     unreadable = summary["unreadable_images"]
     if unreadable["val"]:
-        warn(
-            f"{len(unreadable['val'])} images to evaluate on cannot be read and were left out, e.g. {unreadable['val'][0]}"
-        )
+        example = unreadable["val"][0]
+        warn(f"{len(unreadable['val'])} images to evaluate on cannot be read and were left out, e.g. {example}")
     if unreadable["train"]:
         warn(f"{unreadable['train']} training images cannot be read; others took their place")
     metrics = summary["metrics"]

@@ -1,0 +1,332 @@
+"""COCO-format sets: finding them, reading them, and what is refused, clipped, skipped."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codo.data.coco import background_paths, data_fingerprint, find_splits, is_coco, load_coco
+from codo.errors import CodoError
+
+CONTENT: dict[str, Any] = {
+    "images": [
+        {"id": 7, "file_name": "a.jpg", "width": 100, "height": 50},
+        {"id": 3, "file_name": "sub/b.jpg", "width": 40, "height": 40},
+        {"id": 9, "file_name": "empty.jpg", "width": 10, "height": 10},
+    ],
+    "categories": [{"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"}],
+    "annotations": [
+        {"id": 1, "image_id": 7, "category_id": 90, "bbox": [1, 2.5, 3, 4.25], "area": 5, "iscrowd": 0},
+        {
+            "id": 2,
+            "image_id": 3,
+            "category_id": 1,
+            "bbox": [0, 0, 40, 40],
+            "area": 99.5,
+            "iscrowd": 1,
+            "segmentation": {"counts": [3, 4], "size": [40, 40]},
+        },
+        {"id": 3, "image_id": 3, "category_id": 1, "bbox": [0.25, 3.0, 0.4, 0.3], "segmentation": [[0.5, 1.5, 2.25]]},
+    ],
+}
+
+
+@pytest.fixture
+def content() -> dict[str, Any]:
+    return copy.deepcopy(CONTENT)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[Any], Path]:
+    """Write a JSON beside a folder with the three image files; they are never decoded here."""
+    for name in ("a.jpg", "sub/b.jpg", "empty.jpg"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / name).touch()
+
+    def write(value: Any) -> Path:
+        path = tmp_path / "instances_train.json"
+        path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_a_good_file_comes_whole(write: Callable[[Any], Path], content: dict[str, Any], tmp_path: Path) -> None:
+    data = load_coco(write(content), tmp_path / "images")
+    assert [image.id for image in data.images] == [7, 3, 9]
+    assert data.images[1].path == tmp_path / "images" / "sub" / "b.jpg"
+    assert (data.images[0].width, data.images[0].height) == (100, 50)
+    assert list(data.categories.items()) == [(1, "person"), (90, "toothbrush")]
+    assert data.skipped == {}
+    assert data.annotations[9] == []
+    (first,) = data.annotations[7]
+    assert first == CONTENT["annotations"][0]
+    assert all(isinstance(x, float) for x in first["bbox"])
+    crowd, thin = data.annotations[3]
+    assert crowd == CONTENT["annotations"][1]
+    assert thin["bbox"] == [0.25, 3.0, 0.4, 0.3]  # thinner than a pixel, as some of COCO's are
+    assert thin["area"] == pytest.approx(0.12)
+    assert thin["iscrowd"] == 0
+    assert thin["segmentation"] == [[0.5, 1.5, 2.25]]
+
+
+@pytest.mark.parametrize(
+    ("box", "kept", "reason"),
+    [
+        ([-5, -6, 20, 20], [0, 0, 15, 14], "box partly outside its image, clipped"),
+        ([90, 40, 20.5, 30], [90, 40, 10, 10], "box partly outside its image, clipped"),
+        ([90, 40, 10.005, 10], [90, 40, 10, 10], None),
+        ([100, 0, 5, 5], None, "box wholly outside its image"),
+        ([-9, 0, 9, 5], None, "box wholly outside its image"),
+        ([5, 5, 0, 3], None, "box without width or height"),
+        ([5, 5, 3, -1], None, "box without width or height"),
+        ([5, 5, float("nan"), 3], None, "box that is not four finite numbers"),
+        ([5, float("inf"), 3, 3], None, "box that is not four finite numbers"),
+        ([5, 5, 3], None, "box that is not four finite numbers"),
+        ([5, None, 3, 3], None, "box that is not four finite numbers"),
+        ([10**400, 5, 3, 3], None, "box that is not four finite numbers"),
+        ("1234", None, "box that is not four finite numbers"),
+        (None, None, "box that is not four finite numbers"),
+    ],
+)
+def test_boxes(
+    write: Callable[[Any], Path], content: dict[str, Any], tmp_path: Path, box: Any, kept: Any, reason: str | None
+) -> None:
+    content["annotations"][0]["bbox"] = box
+    data = load_coco(write(content), tmp_path / "images")
+    assert [a["bbox"] for a in data.annotations[7]] == ([] if kept is None else [kept])
+    assert data.skipped == ({} if reason is None else {reason: 1})
+
+
+def test_annotations_of_nothing_are_counted(
+    write: Callable[[Any], Path], content: dict[str, Any], tmp_path: Path
+) -> None:
+    content["annotations"][0]["category_id"] = 2
+    content["annotations"][1]["image_id"] = 8
+    (tmp_path / "images" / "sub" / "b.jpg").unlink()
+    data = load_coco(write(content), tmp_path / "images")
+    assert [image.id for image in data.images] == [7, 9]
+    assert data.annotations == {7: [], 9: []}
+    assert data.skipped == {
+        "image whose file is absent": 1,
+        "annotation of an image whose file is absent": 1,
+        "annotation for an image that is not listed": 1,
+        "annotation with a category that is not listed": 1,
+    }
+
+
+def edit(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    """Make an edit of the JSON: `images.0.id` -> value; `...` removes the key."""
+
+    def apply(content: Any) -> None:
+        *way, last = [int(p) if p.isdigit() else p for p in path.split(".")]
+        for part in way:
+            content = content[part]
+        if value is ...:
+            del content[last]
+        else:
+            content[last] = value
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("images", ..., '"images" is missing'),
+        ("annotations", ..., '"annotations" is missing'),
+        ("categories", {"1": "x"}, '"categories" is not a list'),
+        ("images.1.width", ..., r"images\[1\] has no 'width'"),
+        ("images.0", 5, r"images\[0\] has no 'id'"),
+        ("images.0.height", "50", r"images\[0\]: height is '50'; a whole number is expected"),
+        ("images.0.height", 0, r"images\[0\]: its size is 100 x 0"),
+        ("images.0.file_name", 5, r"images\[0\]: file_name is 5; a text is expected"),
+        ("images.1.id", 7, r"images\[1\]: image id 7 occurs twice"),
+        ("categories.0.id", 1, "category id 1 occurs twice"),
+        ("categories.0.name", ..., r"categories\[0\] has no 'name'"),
+        ("annotations.2.bbox", ..., r"annotations\[2\] has no 'bbox'"),
+        ("annotations.0.image_id", ..., r"annotations\[0\] has no 'image_id'"),
+        ("annotations.0.image_id", [], r"annotations\[0\] is not a COCO annotation"),
+        ("annotations.0", "x", r"annotations\[0\] is not a COCO annotation"),
+        ("images.0.file_name", "/etc/passwd", "leaves the image folder"),
+        ("images.0.file_name", "../instances_train.json", "leaves the image folder"),
+        ("images.0.file_name", "sub/../../x.jpg", "leaves the image folder"),
+        ("images.0.file_name", "..\\x.jpg", "leaves the image folder"),
+        ("images.0.file_name", "C:\\x.jpg", "leaves the image folder"),
+    ],
+)
+def test_what_is_not_coco_is_refused(
+    write: Callable[[Any], Path], content: dict[str, Any], tmp_path: Path, path: str, value: Any, message: str
+) -> None:
+    edit(path, value)(content)
+    with pytest.raises(CodoError, match=message) as caught:
+        load_coco(write(content), tmp_path / "images")
+    assert str(tmp_path / "instances_train.json") in str(caught.value)
+
+
+def test_links_that_leave_the_folder_are_refused_if_named(
+    write: Callable[[Any], Path], content: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "x.jpg").touch()
+    (tmp_path / "images" / "file.jpg").symlink_to(tmp_path / "secret" / "x.jpg")
+    (tmp_path / "images" / "folder").symlink_to(tmp_path / "secret")
+    (tmp_path / "images" / "near.jpg").symlink_to("a.jpg")
+    for name, refused in {"file.jpg": True, "folder/x.jpg": True, "near.jpg": False, "./a.jpg": False}.items():
+        content["images"][0]["file_name"] = name
+        if refused:
+            with pytest.raises(CodoError, match="leaves the image folder"):
+                load_coco(write(content), tmp_path / "images")
+        else:
+            assert len(load_coco(write(content), tmp_path / "images").images) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (json.dumps(CONTENT, indent=1)[:200], r"line \d+, column \d+"),
+        ('{"images": [],', r"line 1, column 15 \(the end of the file: is it truncated\?\)"),
+        ('{"images": []\n,, "annotations": []}', "line 2, column 2$"),
+        ("", "line 1, column 1"),
+        ("[1, 2]", "is not COCO"),
+        ("[" * 100_000, "is not a JSON text"),
+    ],
+)
+def test_broken_json_says_where(write: Callable[[Any], Path], tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(CodoError, match=message) as caught:
+        load_coco(write(text), tmp_path / "images")
+    assert "instances_train.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_absent_json_wrong_bytes_and_absent_images(
+    write: Callable[[Any], Path], content: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(CodoError, match=r"none\.json cannot be read: No such file"):
+        load_coco(tmp_path / "none.json", tmp_path / "images")
+    (tmp_path / "latin.json").write_bytes(b'{"images": "\xe9\xe8"}')
+    with pytest.raises(CodoError, match=r"latin\.json is not a JSON text"):
+        load_coco(tmp_path / "latin.json", tmp_path / "images")
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(CodoError, match=r"none of its 3 images, e\.g\. 'a\.jpg', is in .*elsewhere"):
+        load_coco(write(content), tmp_path / "elsewhere")
+    with pytest.raises(CodoError, match="nowhere does not exist"):
+        load_coco(write(content), tmp_path / "nowhere")
+
+
+def test_a_byte_order_mark_is_fine(write: Callable[[Any], Path], content: dict[str, Any], tmp_path: Path) -> None:
+    assert len(load_coco(write("\ufeff" + json.dumps(content)), tmp_path / "images").images) == 3
+
+
+def official(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix:
+            path.write_text(json.dumps(CONTENT))
+        else:
+            shutil.copytree(root / "files", path)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name in ("a.jpg", "sub/b.jpg", "empty.jpg"):
+        (tmp_path / "files" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "files" / name).touch()
+    return tmp_path
+
+
+def test_layouts_are_found(root: Path) -> None:
+    official(root, "annotations/instances_train2017.json", "annotations/instances_val2017.json")
+    official(root, "annotations/captions_train2019.json", "train2017", "images/val2017")
+    assert is_coco(root)
+    splits = find_splits(root)
+    assert splits.train_json == root / "annotations" / "instances_train2017.json"
+    assert splits.train_images == root / "train2017"
+    assert splits.val_json == root / "annotations" / "instances_val2017.json"
+    assert splits.val_images == root / "images" / "val2017"
+    assert splits.layout == "official COCO layout, 2017"
+
+    official(root, "annotations/instances_train2014.json", "annotations/instances_val2014.json", "train2014", "val2014")
+    official(root, "annotations/instances_train2020.json")  # has no validation split
+    assert find_splits(root).train_images == root / "train2017"
+    assert find_splits(root).layout == "official COCO layout, 2017 (the newest of 2014, 2017)"
+
+    official(root, "instances_train.json", "instances_val.json")
+    splits = find_splits(root)
+    assert (splits.train_json, splits.val_images) == (root / "instances_train.json", root / "images")
+    assert splits.layout.startswith("simple layout")
+
+
+def test_no_layout_names_both_and_what_is_there(root: Path) -> None:
+    with pytest.raises(CodoError, match=r"instances_train\.json.*instances_train2017\.json.*there is files/$"):
+        find_splits(root)
+    official(root, "annotations/instances_train2017.json", "annotations/instances_val2017.json", "train2017")
+    with pytest.raises(CodoError, match="val annotations but not the images: no folder val2017/"):
+        find_splits(root)
+    assert not is_coco(root / "files")
+    for find in (find_splits, is_coco, background_paths):
+        with pytest.raises(CodoError, match="none does not exist"):
+            find(root / "none")
+        with pytest.raises(CodoError, match=r"a\.jpg is a file"):
+            find(root / "files" / "a.jpg")
+
+
+def test_backgrounds_are_the_training_images_or_the_folder(root: Path) -> None:
+    (root / "files" / "unlisted.jpg").touch()
+    names = [path.name for path in background_paths(root / "files")]
+    assert names == ["a.jpg", "empty.jpg", "b.jpg", "unlisted.jpg"]
+    official(root, "annotations/instances_train2017.json", "train2017", "val2017")
+    without_labels = {"images": CONTENT["images"]}
+    (root / "annotations" / "instances_train2017.json").write_text(json.dumps(without_labels))
+    assert background_paths(root) == [root / "train2017" / name for name in ("a.jpg", "sub/b.jpg", "empty.jpg")]
+
+
+def test_fingerprint_is_of_names_and_sizes(root: Path) -> None:
+    paths = sorted(path for path in (root / "files").rglob("*") if path.is_file())
+    first = data_fingerprint(paths)
+    assert len(first) == 64
+    shutil.copytree(root / "files", root / "copy")
+    copies = [root / "copy" / path.relative_to(root / "files") for path in paths]
+    os.utime(copies[0], (1, 1))
+    assert data_fingerprint(copies[::-1]) == first
+    assert data_fingerprint(paths[1:]) != first
+    copies[0].write_bytes(b"x")
+    assert data_fingerprint(copies) != first
+    copies[0].unlink()
+    with pytest.raises(CodoError, match="No such file"):
+        data_fingerprint(copies)
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "classes", "boxes"),
+    [
+        ("bccd_320", (205, 87), 3, (2804, 1137)),
+        ("cards", (296, 67), 6, (527, 143)),
+        ("coco_mini", (126, 128), 80, (928, 898)),
+        ("tiny_coco", (50, 50), 80, (470, 382)),
+    ],
+)
+def test_real_sets(real_data: Path, name: str, images: tuple[int, int], classes: int, boxes: tuple[int, int]) -> None:
+    splits = find_splits(real_data / name)
+    pairs = [(splits.train_json, splits.train_images), (splits.val_json, splits.val_images)]
+    for (json_path, folder), image_count, box_count in zip(pairs, images, boxes, strict=True):
+        raw = json.loads(json_path.read_text())
+        data = load_coco(json_path, folder)
+        assert (len(data.images), len(data.categories)) == (image_count, classes)
+        assert data.skipped == {}
+        kept = {a["id"]: a for annotations in data.annotations.values() for a in annotations}
+        assert len(kept) == box_count
+        for annotation in raw["annotations"]:
+            read = kept[annotation["id"]]
+            assert read["bbox"] == pytest.approx(annotation["bbox"], abs=0.01)
+            assert read.get("segmentation") == annotation.get("segmentation")
+            assert read["iscrowd"] == annotation.get("iscrowd", 0)
+    assert len(background_paths(real_data / name)) == images[0]
