@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.parts import tiny_config
+
 REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _few_threads() -> None:
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # small networks gain nothing from more, and a busy machine loses much
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -55,41 +58,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-TINY: dict[str, Any] = {
-    "canvas": 64,
-    "views": 1,
-    "model.backbone": "resnet10t",
-    "model.fpn_channels": 16,
-    "model.box_head_convs": 1,
-    "model.box_head_channels": 16,
-    "model.box_head_fc": 32,
-    "model.projector_hidden": 32,
-    "model.embedding": 16,
-    "model.bn_groups": 2,
-    "loss.queue_size": 32,
-    "loss.negatives": "both",
-    "optim.epochs": 2,
-    "optim.batch_size": 4,
-    "run.log_every": 1,
-    "run.device": "cpu",
-    "run.precision": "fp32",
-    "run.workers": 0,
-}
-
-
 @pytest.fixture
 def tiny(images: Path) -> Any:
-    """Make a config of a network that takes a step in a fraction of a second; arguments are dotted fields."""
-    from codo.config import PRETRAIN_PRESETS, PretrainConfig, load_config
-
-    def make(**fields: Any) -> PretrainConfig:
-        sources = {
-            "data.foregrounds": str(images / "foregrounds"),
-            "data.backgrounds": str(images / "backgrounds"),
-        }
-        given = {key.replace("__", "."): value for key, value in fields.items()}
-        return load_config(
-            PretrainConfig, PRETRAIN_PRESETS, preset="codo", default_preset="codo", flags=TINY | sources | given
-        )
-
-    return make
+    """`tiny_config` of the made-up images."""
+    return partial(tiny_config, images)

@@ -68,21 +68,11 @@ def fields_of(options: dict[str, Any]) -> dict[str, Any]:
 
 def read_config(options: dict[str, Any]) -> PretrainConfig:
     """Compose the config: preset < file < flags < --set."""
-    from codo.config import PRETRAIN_PRESETS, PretrainConfig, load_config
-
-    def load(fields: dict[str, Any]) -> PretrainConfig:
-        return load_config(
-            PretrainConfig,
-            PRETRAIN_PRESETS,
-            preset=options["preset"],
-            default_preset="small",
-            file=options["file"],
-            flags=fields,
-            sets=options["sets"],
-        )
+    from codo.config import load_pretrain_config
 
     fields = fields_of(options)
-    config = load(fields)
+    given = {name: options[name] for name in ("preset", "file", "sets")}
+    config = load_pretrain_config(flags=fields, **given)
     if options.get("jitter") and config.jitter.mode == "none":  # a preset or file without jitter, and --jitter
-        config = load({**fields, "jitter.mode": "ratio"})
+        config = load_pretrain_config(flags={**fields, "jitter.mode": "ratio"}, **given)
     return config

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from codo.config.presets import PRETRAIN_PRESETS
+from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -56,6 +58,24 @@ def load_config(
     except ValidationError as error:
         where = f" (in {file}, flags or --set)" if file else ""
         raise CodoError(_explain(error, kind) + where) from None
+
+
+def load_pretrain_config(
+    *,
+    preset: str | None = None,
+    file: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    sets: Sequence[str] = (),
+) -> PretrainConfig:
+    """Compose a pretraining config; see `load_config`. With nothing named it is the preset `small`.
+
+    Example:
+        >>> load_pretrain_config(preset="codo", flags={"views": 1}).canvas
+        256
+    """
+    return load_config(
+        PretrainConfig, PRETRAIN_PRESETS, preset=preset, default_preset="small", file=file, flags=flags, sets=sets
+    )
 
 
 def dump_yaml(config: BaseModel) -> str:

@@ -8,9 +8,9 @@ import os
 import shutil
 import struct
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -152,8 +152,7 @@ class ImagePool:
             return cls(paths, target, predicted, None)
         folder = cache_root() / "images" if cache_dir is None else Path(cache_dir)
         file = folder / f"{_key(paths, target)}.pool"
-        ready = _open(file, len(paths))
-        if ready is not None:
+        if ready := _open(file, len(paths)):
             return cls(paths, target, predicted, ready)
         if cache == "auto" and (note := _no_room(predicted, folder)):
             return cls(paths, target, predicted, None, note)
@@ -187,8 +186,11 @@ class ImagePool:
         start, height, width = (int(c[index]) for c in (self._cache.start, self._cache.height, self._cache.width))
         return self._pixels[start : start + height * width * 3].reshape(height, width, 3)
 
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[i] for i in range(len(self)))
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pixels": None}  # a memory map would be pickled as its pixels
+        return self.__dict__ | {"_pixels": None}  # a memory map would be pickled as its pixels
 
 
 def _predict_bytes(paths: list[Path], target: Target) -> int:
@@ -197,11 +199,9 @@ def _predict_bytes(paths: list[Path], target: Target) -> int:
         return len(paths) * 3 * target.square**2
     areas = []
     for path in paths[:: max(1, len(paths) // _SAMPLE)]:
-        try:
+        with suppress(ImageError):
             width, height = target.size(*image_size(path))
-        except ImageError:
-            continue
-        areas.append(width * height)
+            areas.append(width * height)
     return round(len(paths) * 3 * sum(areas) / len(areas)) if areas else 0
 
 

@@ -102,6 +102,7 @@ def find_splits(root: Path) -> CocoSplits:
     )
 
 
+@no_garbage_collection()
 def background_paths(root: Path) -> list[Path]:
     """List the background images of `root`: a COCO-format set's training images, or a plain folder's images.
 
@@ -121,6 +122,7 @@ def background_paths(root: Path) -> list[Path]:
     return [image.path for image in images]
 
 
+@no_garbage_collection()
 def load_coco(json_path: Path, images: Path) -> CocoDataset:
     """Read and check a COCO-format detection JSON.
 
@@ -140,9 +142,8 @@ def load_coco(json_path: Path, images: Path) -> CocoDataset:
     categories = read_categories(content, json_path)
     kept, absent = _images(entries_of(content, "images", json_path), json_path, Path(images))
     skipped = {FILE_ABSENT: len(absent)} if absent else {}
-    with no_garbage_collection():
-        entries = entries_of(content, "annotations", json_path)
-        annotations = _annotations(entries, json_path, kept, absent, categories, skipped)
+    entries = entries_of(content, "annotations", json_path)
+    annotations = _annotations(entries, json_path, kept, absent, categories, skipped)
     return CocoDataset(kept, annotations, categories, skipped)
 
 
@@ -158,14 +159,11 @@ def data_fingerprint(paths: Sequence[Path]) -> str:
     Raises:
         CodoError: a file is missing.
     """
-    digest = hashlib.sha256()
     try:
         lines = [f"{name}\0{os.stat(p).st_size}\n" for name, p in zip(relative_names(paths), paths, strict=True)]
     except OSError as error:
         raise CodoError(f"{error.filename}: {error.strerror}; the data set changed while it was read") from error
-    for line in sorted(lines):
-        digest.update(line.encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
+    return hashlib.sha256("".join(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _split_jsons(root: Path, split: str) -> dict[str, Path]:

@@ -27,8 +27,7 @@ def no_garbage_collection() -> Iterator[None]:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object, with errors a user can act on."""
     try:
-        with no_garbage_collection():
-            content = json.loads(path.read_text(encoding="utf-8-sig"), parse_float=_Floats().__getitem__)
+        content = json.loads(path.read_text(encoding="utf-8-sig"), parse_float=_Floats().__getitem__)
     except json.JSONDecodeError as error:
         raise CodoError(
             f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"

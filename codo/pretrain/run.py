@@ -17,8 +17,7 @@ import torch
 
 from codo._version import __version__
 from codo.augment.colour import IMAGENET_MEAN, IMAGENET_STD
-from codo.config.load import differences, fingerprint, load_config
-from codo.config.presets import PRETRAIN_PRESETS
+from codo.config.load import differences, fingerprint, load_pretrain_config
 from codo.config.pretrain import PretrainConfig
 from codo.config.sections import ArchitectureSection
 from codo.errors import CodoError, Interrupted
@@ -78,9 +77,8 @@ def resume(path: Path, changes: dict[str, Any] | None = None) -> PretrainResult:
         CodoError: no run there, no checkpoint yet, other fields changed, or the data set did.
     """
     folder = RunFolder.open(path)
-    before = load_config(PretrainConfig, PRETRAIN_PRESETS, default_preset="small", file=path / "config.yaml")
-    config = load_config(
-        PretrainConfig, PRETRAIN_PRESETS, default_preset="small", file=path / "config.yaml", flags=changes
+    before, config = (
+        load_pretrain_config(file=path / "config.yaml", flags=flags) for flags in (None, changes)
     )
     refused = [key for key in differences(before, config) if not key.startswith(MAY_CHANGE)]
     if refused:

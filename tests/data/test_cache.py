@@ -119,7 +119,7 @@ def test_changed_sources_and_other_sizes_make_another_cache(folder: Path) -> Non
     assert len(list(files.iterdir())) == 5
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "tail", "index", "longer"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "tail", "lengths", "index", "longer"])
 def test_a_damaged_cache_is_made_again(folder: Path, damage: str) -> None:
     wanted = [image.copy() for image in build(folder, square=16)]
     (file,) = (folder.parent / "cache").iterdir()
@@ -130,6 +130,7 @@ def test_a_damaged_cache_is_made_again(folder: Path, damage: str) -> None:
             "truncated": content[: pixels // 2],
             "empty": b"",
             "tail": content[:-4] + b"....",
+            "lengths": content[:-16] + (2**62).to_bytes(8, "little") + content[-8:],
             "index": content[:pixels] + bytes(len(content) - pixels - 24) + content[-24:],
             "longer": b"\0" + content,
         }[damage]

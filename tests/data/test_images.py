@@ -32,6 +32,15 @@ def png_header(width: int, height: int, bits: int = 8) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk
 
 
+def odd_tiff() -> bytes:
+    """A sound 4 x 4 grey TIFF whose EXIF block claims a megabyte that is not there."""
+    tags = {256: 4, 257: 4, 258: 8, 259: 1, 262: 1, 273: 200, 278: 4, 279: 16, 34665: 150}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries
+    exif = struct.pack("<HHHII", 1, 0x9286, 7, 10**6, 0)
+    return (head.ljust(150, b"\0") + exif).ljust(200, b"\0") + bytes(range(16))
+
+
 def check_form(image: np.ndarray, height: int, width: int) -> None:
     assert image.shape == (height, width, 3)
     assert image.dtype == np.uint8
@@ -215,9 +224,12 @@ def test_bomb_is_refused_even_where_pillow_was_told_not_to(tmp_path: Path, monke
 def test_nothing_is_printed_and_no_global_is_touched(tmp_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(png_header(10_000, 10_000, bits=1))  # where Pillow warns of a bomb
     Image.new("RGB", (8, 8), "red").save(tmp_path / "exif.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\x09\0\x12\x01\x03\0")
+    (tmp_path / "odd.tif").write_bytes(odd_tiff())
     before = (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS, list(warnings.filters))
     with pytest.warns(UserWarning, match="Corrupt EXIF"):
         Image.open(tmp_path / "exif.jpg").getexif()
+    with pytest.warns(UserWarning, match="Tag data larger than file"):
+        Image.open(tmp_path / "odd.tif").load()
     with pytest.warns(Image.DecompressionBombWarning):
         Image.open(tmp_path / "large.png")
     with warnings.catch_warnings():
@@ -225,6 +237,7 @@ def test_nothing_is_printed_and_no_global_is_touched(tmp_path: Path) -> None:
         with pytest.raises(ImageError, match=r"truncated|broken"):
             decode(tmp_path / "large.png")
         assert decode(tmp_path / "exif.jpg").shape == (8, 8, 3)
+        assert decode(tmp_path / "odd.tif")[..., 0].ravel().tolist() == list(range(16))
         assert image_size(tmp_path / "large.png") == (10_000, 10_000)
     assert (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS, list(warnings.filters)) == before
 

@@ -1,0 +1,156 @@
+"""The labelled data set of a transfer run: its two splits, its categories, and the share that is trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from codo.config.transfer import TransferConfig
+from codo.data.coco import CocoDataset, data_fingerprint, find_splits, load_coco
+from codo.data.sample import sample_data
+from codo.errors import CodoError
+from codo.runs.console import counter
+from codo.runs.seed import generator
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set, ready to train on.
+
+    Attributes:
+        name: of its folder.
+        train: the images trained on, `fraction` taken.
+        val: the images evaluated on.
+        labels: category id -> label 1..K.
+        facts: counts and what was skipped, for the records.
+        fingerprint: of both splits.
+    """
+
+    name: str
+    train: CocoDataset
+    val: CocoDataset
+    labels: dict[int, int]
+    facts: dict[str, Any]
+    fingerprint: str
+
+
+def load_data(config: TransferConfig) -> Data:
+    """Find and read both splits, and take the fraction.
+
+    Raises:
+        CodoError: absent, broken, contradictory, or without a box to learn from.
+    """
+    paths = _paths(config)
+    whole = load_coco(paths.train_json, paths.train_images)
+    val = load_coco(paths.val_json, paths.val_images)
+    labels = label_map(whole, val)
+    train = take_fraction(whole, config.data.fraction, config.seed)
+    boxes = [len(training_annotations(train, image.id)) for image in train.images]
+    if not sum(boxes):
+        raise CodoError(f"data: the {len(boxes)} training images of {paths.train_json} have no boxes")
+    fingerprint = fingerprint_of(train, val)
+    facts = {
+        "name": paths.name,
+        "train_images": len(train.images),
+        "train_images_without_boxes": boxes.count(0),
+        "train_boxes": sum(boxes),
+        "val_images": len(val.images),
+        "classes": len(labels),
+        "fraction": config.data.fraction,
+        "skipped": {"train": whole.skipped, "val": val.skipped},
+        "fingerprint": fingerprint,
+    }
+    return Data(paths.name, train, val, labels, facts, fingerprint)
+
+
+def training_annotations(coco: CocoDataset, image_id: int) -> list[dict]:
+    """List the annotations of an image that are targets: all but crowds, whose box is no object's."""
+    return [annotation for annotation in coco.annotations[image_id] if not annotation["iscrowd"]]
+
+
+def label_map(train: CocoDataset, val: CocoDataset) -> dict[int, int]:
+    """Number the data set's own category ids 1..K, in their order.
+
+    Raises:
+        CodoError: the two splits disagree on a category.
+    """
+    if not train.categories:
+        raise CodoError("data: the training annotations list no categories")
+    for category, name in val.categories.items():
+        known = train.categories.get(category)
+        if known != name:
+            says = f"calls it {known!r}" if known is not None else "does not list it"
+            raise CodoError(
+                f"data: category {category} is {name!r} in the validation annotations; the training file {says}"
+            )
+    return {category: label for label, category in enumerate(train.categories, start=1)}
+
+
+def take_fraction(coco: CocoDataset, fraction: float, seed: int) -> CocoDataset:
+    """Keep a share of the images, at least one.
+
+    The images are shuffled by the seed and the first share is kept, so that a smaller share is part of a larger one.
+    """
+    if fraction >= 1:
+        return coco
+    by_id = sorted(coco.images, key=lambda image: image.id)
+    order = generator("transfer fraction", seed).permutation(len(by_id))
+    kept = [by_id[i] for i in order[: max(1, round(fraction * len(by_id)))]]
+    return replace(coco, images=kept, annotations={image.id: coco.annotations[image.id] for image in kept})
+
+
+def fingerprint_of(*splits: CocoDataset) -> str:
+    """Fingerprint what is trained and evaluated on: 16 hex digits over images, boxes and categories.
+
+    File names and sizes stand for the pixels; folders are left out, so that a copy elsewhere keeps its fingerprint.
+    """
+    digest = hashlib.sha256()
+    for coco in splits:
+        digest.update(json.dumps(coco.categories).encode())
+        for image in coco.images:
+            boxes = [(a["category_id"], a["bbox"], a["iscrowd"]) for a in coco.annotations[image.id]]
+            digest.update(json.dumps([image.id, image.file_name, boxes]).encode())
+        digest.update(data_fingerprint([image.path for image in coco.images]).encode())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """The two files and two folders, and what to call the set."""
+
+    name: str
+    train_json: Path
+    train_images: Path
+    val_json: Path
+    val_images: Path
+
+
+def _paths(config: TransferConfig) -> _Paths:
+    """Settle where the data set lies: the fields that are set, `root` for the others, else the sample data."""
+    data = config.data
+    if data.train_json and data.val_json and data.images:
+        name = Path(data.train_json).resolve().parent.name
+        return _Paths(
+            name,
+            Path(data.train_json),
+            Path(data.images),
+            Path(data.val_json),
+            Path(data.val_images or data.images),
+        )
+    if data.root is None:
+        root, name = sample_data(progress=counter("rendering sample data")) / "detection", "sample-data"
+    else:
+        root = Path(data.root)
+        name = root.resolve().name
+    found = find_splits(root)
+    val_images = data.val_images or data.images
+    return _Paths(
+        name,
+        Path(data.train_json) if data.train_json else found.train_json,
+        Path(data.images) if data.images else found.train_images,
+        Path(data.val_json) if data.val_json else found.val_json,
+        Path(val_images) if val_images else found.val_images,
+    )

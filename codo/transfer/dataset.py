@@ -1,0 +1,150 @@
+"""Labelled images for a detector: in which order, and how they come off the disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from codo.data.coco import CocoDataset, CocoImage
+from codo.data.images import ImageError, decode, resize
+from codo.runs.seed import generator
+from codo.transfer.data import training_annotations
+
+MAX_REPLACEMENTS = 20
+"""Broken images in a row after which training gives up."""
+
+
+class Sample(NamedTuple):
+    """One image with its targets.
+
+    Attributes:
+        image: `(3, H, W) uint8` RGB; `(3, 0, 0)` where no image could be read.
+        boxes: `(N, 4) float32` xyxy in pixels of `image`, crowds left out.
+        labels: `(N,) int64`, 1..K.
+        position: of the image in the data set.
+        unreadable: what was wrong with the images that this one stands in for.
+    """
+
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
+    position: int
+    unreadable: list[str]
+
+
+class DetectionDataset(Dataset[Sample]):
+    """The images and boxes of a COCO data set, as the detector takes them.
+
+    Images larger than the detector's largest input are shrunk here, anti-aliased, in the loader's process; the
+    detector's own transform enlarges the others on the device.
+
+    Args:
+        coco: the images and annotations.
+        labels: category id -> label 1..K.
+        short_side: the detector's largest short side in pixels.
+        long_side: bound of the long side in pixels.
+        flip_p: how often an image is mirrored.
+        seed: of the flips and replacements.
+        train: replace a broken image by another one, and mirror; else a broken image comes empty, with its reason.
+    """
+
+    def __init__(
+        self,
+        coco: CocoDataset,
+        labels: Mapping[int, int],
+        short_side: int,
+        long_side: int,
+        *,
+        train: bool,
+        flip_p: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.coco_images = coco.images
+        self.short_side, self.long_side = short_side, long_side
+        self.flip_p, self.seed, self.train = flip_p, seed, train
+        # One array for all images: forked workers would copy a million small objects page by page.
+        targets = [training_annotations(coco, image.id) for image in coco.images]
+        self._ends = np.cumsum([0, *map(len, targets)])
+        flat = [annotation for image in targets for annotation in image]
+        self._boxes = np.array([a["bbox"] for a in flat], np.float32).reshape(-1, 4)
+        self._boxes[:, 2:] += self._boxes[:, :2]
+        self._labels = np.array([labels[a["category_id"]] for a in flat], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.coco_images)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        """Read the image of `(epoch, index)`; everything random in it is a function of seed, epoch and index."""
+        epoch, index = key
+        draw = generator("transfer image", self.seed, epoch, index)
+        flip = self.train and draw.random() < self.flip_p
+        unreadable: list[str] = []
+        while True:
+            try:
+                pixels = read_image(self.coco_images[index], self.short_side, self.long_side)
+                return self._sample(pixels, index, flip, unreadable)
+            except ImageError as error:
+                unreadable.append(str(error))
+            if not self.train or len(unreadable) >= MAX_REPLACEMENTS:
+                none = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+                return Sample(torch.zeros(3, 0, 0, dtype=torch.uint8), *none, index, unreadable)
+            index = int(draw.integers(len(self)))
+
+    def _sample(self, pixels: np.ndarray, index: int, flip: bool, unreadable: list[str]) -> Sample:
+        height, width = pixels.shape[:2]
+        source = self.coco_images[index]
+        rows = slice(self._ends[index], self._ends[index + 1])
+        boxes = self._boxes[rows] * np.tile(np.array([width / source.width, height / source.height], np.float32), 2)
+        if flip:
+            pixels = pixels[:, ::-1]
+            boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+        planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return Sample(planes, torch.from_numpy(boxes), torch.from_numpy(self._labels[rows]), index, unreadable)
+
+
+def read_image(image: CocoImage, short_side: int, long_side: int) -> np.ndarray:
+    """Decode an image, and shrink it to fit `short_side` and `long_side` pixels if it is larger.
+
+    Returns:
+        `(H, W, 3) uint8`.
+
+    Raises:
+        ImageError: unreadable, or of another shape than its JSON entry says (as when only the file was rotated).
+    """
+    short, long = sorted((image.width, image.height))
+    scale = min(short_side / short, long_side / long)
+    pixels = decode(image.path, math.ceil(scale * short) if scale < 1 else None)
+    height, width = pixels.shape[:2]
+    # A JPEG decoded at a fraction of its size has its sides rounded up.
+    slack = 0.5 + max(1.0, image.height / image.width)
+    if abs(height - width * image.height / image.width) > slack:
+        raise ImageError(
+            f"{image.path}: the picture is {width} x {height}, its JSON entry says {image.width} x {image.height}"
+        )
+    if scale >= 1:
+        return pixels
+    return resize(pixels, max(1, round(scale * image.width)), max(1, round(scale * image.height)))
+
+
+def batches(images: int, batch_size: int, seed: int, start: int, end: int) -> Iterator[list[tuple[int, int]]]:
+    """Yield the batches of the steps `start`..`end`, each a list of `(epoch, index)`.
+
+    An epoch's order is a function of seed and epoch. Its last batch may be smaller: no image is left out.
+    """
+    per_epoch = steps_per_epoch(images, batch_size)
+    for epoch in range(start // per_epoch, math.ceil(end / per_epoch)):
+        order = generator("transfer order", seed, epoch).permutation(images)
+        for step in range(max(start, epoch * per_epoch), min(end, (epoch + 1) * per_epoch)):
+            first = (step - epoch * per_epoch) * batch_size
+            yield [(epoch, int(index)) for index in order[first : first + batch_size]]
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Count the batches of an epoch, the last one possibly smaller."""
+    return math.ceil(images / batch_size)

@@ -1,0 +1,270 @@
+"""The training loop of a detector: steps, schedule, evaluations, checkpoints; a step is a function of seed and step."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from codo.config.transfer import TransferConfig, TransferOptimSection
+from codo.errors import CodoError, Interrupted
+from codo.runs.checkpoint import save_checkpoint
+from codo.runs.console import PLAIN_SECONDS, JobProgress
+from codo.runs.hardware import Hardware
+from codo.runs.interrupt import StopRequest
+from codo.runs.record import RunFolder
+from codo.runs.seed import integer_seed
+from codo.transfer.dataset import DetectionDataset, Sample, batches, steps_per_epoch
+from codo.transfer.detectors import Detector
+from codo.transfer.evaluate import CocoMetrics, loader_options, to_input
+
+REFERENCE_BATCH = 16
+"""Batch size that `optim.lr` is for (detectron2)."""
+WARMUP_START = 1e-3
+"""Share of lr at which the warm-up begins (detectron2)."""
+
+Evaluate = Callable[[Callable[[int, int], None]], CocoMetrics]
+
+
+class Training:
+    """A detector being trained.
+
+    Args:
+        config: of the run.
+        detector: on the hardware's device.
+        dataset: the training images.
+        evaluate: computes the metrics of the detector as it is; takes a progress callback.
+        hardware: device, precision and workers.
+        folder: where metrics and checkpoints go.
+
+    Attributes:
+        step: steps done.
+        total: steps of the schedule.
+        curve: one record (`step`, `epoch`, the twelve metrics) an evaluation.
+        seconds: time spent on training steps, evaluations left out.
+        unreadable: what was wrong with the training images that were replaced.
+    """
+
+    def __init__(
+        self,
+        config: TransferConfig,
+        detector: Detector,
+        dataset: DetectionDataset,
+        evaluate: Evaluate,
+        hardware: Hardware,
+        folder: RunFolder,
+    ) -> None:
+        self.config, self.detector, self.dataset = config, detector, dataset
+        self.evaluate, self.hardware, self.folder = evaluate, hardware, folder
+        optim = config.optim
+        self.parameters = [p for p in detector.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.SGD(
+            self.parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
+        )
+        self.per_epoch = steps_per_epoch(len(dataset), optim.batch_size)
+        self.total = total_steps(optim, self.per_epoch)
+        self.step = 0
+        self.curve: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        self.unreadable: set[str] = set()
+        self._window = _Window()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up the state that `save` wrote."""
+        self.detector.load_state_dict(state["detector"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.curve, self.seconds = state["step"], state["curve"], state["seconds"]
+
+    def save(self) -> None:
+        """Write checkpoint.pt: all that the rest of the run depends on besides its config and data."""
+        state = {
+            "detector": self.detector.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "curve": self.curve,
+            "seconds": self.seconds,
+            "mean": list(self.detector.transform.image_mean),
+            "std": list(self.detector.transform.image_std),
+        }
+        save_checkpoint(self.folder.path / "checkpoint.pt", state)
+
+    def run(self) -> None:
+        """Train to the end of the schedule.
+
+        Raises:
+            Interrupted: after Ctrl-C or SIGTERM; the step was finished and a checkpoint written.
+            CodoError: a loss is not finite, no image can be read, or the disk is full.
+        """
+        with StopRequest() as stop, JobProgress(self.total, "transfer", self.step) as bar:
+            self._evaluate_if_due(bar, stop)
+            for batch, waited in self._timed_batches():
+                self._train_step(batch, waited, bar)
+                self._leave_if_asked(stop)
+                self._evaluate_if_due(bar, stop)
+                if self.step % self.per_epoch == 0 or self.step == self.total:
+                    self.save()
+
+    def _leave_if_asked(self, stop: StopRequest) -> None:
+        if stop.number is None:
+            return
+        self.save()
+        command = shlex.join(["codo", "transfer", "--resume", str(self.folder.path)])
+        raise Interrupted(stop.number, f"stopped after step {self.step} of {self.total}; go on with: {command}")
+
+    def _timed_batches(self) -> Iterator[tuple[list[Sample], float]]:
+        """Yield the remaining batches, each with the seconds that it was waited for."""
+        plan = batches(len(self.dataset), self.config.optim.batch_size, self.config.seed, self.step, self.total)
+        loader = iter(
+            DataLoader(self.dataset, batch_sampler=_Plan(plan), collate_fn=list, **loader_options(self.hardware))
+        )
+        while True:
+            start = time.monotonic()
+            batch = next(loader, None)
+            if batch is None:
+                return
+            yield batch, time.monotonic() - start
+
+    def _train_step(self, batch: Sequence[Sample], waited: float, bar: JobProgress) -> None:
+        start = time.monotonic()
+        self._note_unreadable(batch, bar)
+        rate = learning_rate(self.config.optim, self.step, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        losses = self._losses(batch)
+        values = {name: float(value.detach()) for name, value in losses.items()}
+        if not all(map(math.isfinite, values.values())):
+            terms = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
+            raise CodoError(
+                f"step {self.step + 1}: a loss is not finite ({terms}) at lr {rate:.4g}; "
+                "lower optim.lr or lengthen optim.warmup_iterations"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(losses.values())).sum().backward()
+        self.optimizer.step()
+        self.step += 1
+        spent = time.monotonic() - start + waited
+        self.seconds += spent
+        self._window.add(values, len(batch), spent, waited)
+        figures = {"loss": sum(values.values()), "images/s": self._window.rate, "data": self._window.waiting}
+        bar.update(self.step, figures)
+        if self.step % self.config.run.log_every == 0 or self.step == self.total:
+            record = {"step": self.step, "epoch": self.step / self.per_epoch, "lr": rate}
+            self.folder.log(record | self._window.means())
+            self._window = _Window()
+
+    def _losses(self, batch: Sequence[Sample]) -> dict[str, Tensor]:
+        """Compute the loss terms of a batch. torchvision samples anchors, boxes and image sizes from the global
+        generator; it is seeded here, and put back, so that a step is a function of seed and step alone."""
+        device = self.hardware.device
+        images = [to_input(sample, device) for sample in batch]
+        targets = [
+            {
+                "boxes": sample.boxes.to(device, non_blocking=True),
+                "labels": sample.labels.to(device, non_blocking=True),
+            }
+            for sample in batch
+        ]
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(integer_seed("transfer step", self.config.seed, self.step))
+            with self.hardware.autocast():
+                return self.detector(images, targets)
+
+    def _note_unreadable(self, batch: Sequence[Sample], bar: JobProgress) -> None:
+        for sample in batch:
+            for reason in sample.unreadable:
+                if reason not in self.unreadable:
+                    self.unreadable.add(reason)
+                    bar.note(f"skipped, another image takes its place: {reason}")
+            if sample.image.numel() == 0:
+                count, first = len(sample.unreadable), sample.unreadable[0]
+                raise CodoError(f"data: {count} training images in a row cannot be read, e.g. {first}")
+
+    def _evaluate_if_due(self, bar: JobProgress, stop: StopRequest) -> None:
+        every = self.per_epoch * self.config.optim.eval_every
+        due = self.step == self.total or (self.step > 0 and self.step % every == 0)
+        if not due or (self.curve and self.curve[-1]["step"] == self.step):
+            return
+
+        shown = time.monotonic()
+
+        def on_image(done: int, total: int) -> None:
+            nonlocal shown
+            self._leave_if_asked(stop)
+            if time.monotonic() - shown < PLAIN_SECONDS:
+                return
+            shown = time.monotonic()
+            bar.update(self.step, {"evaluating": f"{done}/{total}"})
+
+        record = {
+            "step": self.step,
+            "epoch": self.step / self.per_epoch,
+            **self.evaluate(on_image).values,
+        }
+        self.curve.append(record)
+        self.folder.log(record)
+        ap = record["AP"]
+        bar.note(f"epoch {record['epoch']:.4g}: AP {'-' if ap is None else f'{ap:.2f}'}")
+
+
+def learning_rate(optim: TransferOptimSection, step: int, total: int) -> float:
+    """Compute lr of a step (from 0): linear in the batch size, warmed up, a tenth after each milestone."""
+    rate = optim.lr * optim.batch_size / REFERENCE_BATCH
+    rate *= 0.1 ** sum(step >= round(share * total) for share in optim.milestones)
+    if step < optim.warmup_iterations:
+        rate *= WARMUP_START + (1 - WARMUP_START) * step / optim.warmup_iterations
+    return rate
+
+
+def total_steps(optim: TransferOptimSection, per_epoch: int) -> int:
+    """Count the steps of the schedule."""
+    return optim.iterations if optim.iterations is not None else (optim.epochs or 0) * per_epoch
+
+
+class _Plan(torch.utils.data.Sampler[list[tuple[int, int]]]):
+    """A generator of batches, as DataLoader takes it."""
+
+    def __init__(self, plan: Iterator[list[tuple[int, int]]]) -> None:
+        self._batches = plan
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return self._batches
+
+
+class _Window:
+    """What is averaged between two lines of metrics."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._steps = self._images = 0
+        self._seconds = self._waited = 0.0
+
+    def add(self, values: dict[str, float], images: int, seconds: float, waited: float) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._steps += 1
+        self._images += images
+        self._seconds += seconds
+        self._waited += waited
+
+    @property
+    def rate(self) -> float:
+        return self._images / max(self._seconds, 1e-9)
+
+    @property
+    def waiting(self) -> str:
+        return f"{100 * self._waited / max(self._seconds, 1e-9):.0f}%"
+
+    def means(self) -> dict[str, float]:
+        terms = {name: total / self._steps for name, total in self._sums.items()}
+        return {
+            "loss": sum(terms.values()),
+            **terms,
+            "images_per_s": self.rate,
+            "data_wait": self._waited / max(self._seconds, 1e-9),
+        }

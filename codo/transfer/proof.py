@@ -1,0 +1,177 @@
+"""The proof that a detector computes the encoder's features (method.md, section 6, invariant 6)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codo.augment.colour import IMAGENET_MEAN, IMAGENET_STD
+from codo.backbones import STRIDES, Backbone
+from codo.config.sections import ArchitectureSection
+from codo.errors import CodoError
+from codo.heads import RoIPool, assign_levels, box_head
+from codo.transfer.detectors import CANONICAL_SIZE, SAMPLING_RATIO, Detector
+from codo.transfer.weights import GROUPS, Coverage, Source
+
+TOLERANCE = 1e-4
+"""Largest difference, relative to the largest feature."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was compared, and how far it was apart.
+
+    Attributes:
+        compared: `box head features`, `pyramid levels P2-P5`, `backbone stages C2-C5`, or `nothing`.
+        values: how many numbers were compared.
+        difference: the largest, relative to the largest feature of its tensor.
+        notes: what the proof does not cover.
+    """
+
+    compared: str
+    values: int
+    difference: float | None
+    notes: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the fields, for coverage.json."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        if self.difference is None:
+            text = "proof: nothing to compare"
+        else:
+            text = (
+                f"proof: the detector computes the encoder's {self.compared}, {self.values} values on one image, "
+                f"largest relative difference {self.difference:.1e}"
+            )
+        return "; ".join([text, *self.notes])
+
+
+@torch.no_grad()
+def prove(
+    detector: Detector, architecture: ArchitectureSection, source: Source, coverage: Coverage, image: Tensor
+) -> Proof:
+    """Compare a loaded detector with an encoder that is built from the same file on its own.
+
+    The encoder never touches the detector's modules: it is a fresh `Backbone` and `box_head` filled from the file, its
+    boxes are pooled by `RoIPool` from the level that `assign_levels` names, and the image is normalised with the
+    file's mean and std. The comparison goes as deep as the file does: box head, FPN or backbone.
+
+    Args:
+        detector: filled by `load_into_detector`, on the processor, in fp32.
+        architecture: of the encoder.
+        source: the file.
+        coverage: how the detector was filled.
+        image: `(3, H, W)` float in 0..1.
+
+    Raises:
+        CodoError: the features differ by 1e-4 or more of the largest one.
+    """
+    complete = {name: group.complete for name, group in coverage.groups.items()}
+    if not complete["backbone"]:
+        missing = coverage.groups["backbone"].missing + coverage.groups["backbone"].reshaped
+        return Proof("nothing", 0, None, [f"{len(missing)} tensors of the backbone are fresh, e.g. {missing[0]}"])
+    with_fpn = complete["fpn"]
+    was_training = detector.training
+    detector.eval()
+    images, encoder_images, boxes = _inputs(detector, source, image)
+    encoder = Backbone(architecture.backbone, architecture.fpn_channels if with_fpn else None).eval()
+    _fill(encoder, source.state, "backbone.")
+    if with_fpn and complete["box_head"]:
+        compared = "box head features"
+        pairs = [
+            (detector.box_features(images, boxes), _box_features(encoder, architecture, source, encoder_images, boxes))
+        ]
+    elif with_fpn:
+        compared = "pyramid levels P2-P5"
+        pairs = list(zip(list(detector.backbone(images).values())[:4], encoder(encoder_images).values(), strict=True))
+    else:
+        compared = "backbone stages C2-C5"
+        pairs = list(zip(detector.backbone.stages(images), encoder(encoder_images).values(), strict=True))
+    detector.train(was_training)
+    difference = max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-12)) for a, b in pairs)
+    if not difference < TOLERANCE:
+        raise CodoError(
+            f"weights: the detector does not compute the {compared} of {source.name}: the largest relative difference "
+            f"is {difference:.1e}, {TOLERANCE:.0e} is allowed"
+        )
+    return Proof(compared, sum(a.numel() for a, _ in pairs), difference, _notes(source))
+
+
+def normalisation(source: Source | None) -> tuple[list[float], list[float]]:
+    """Read mean and std of the weights' images; ImageNet's where the file says nothing.
+
+    Raises:
+        CodoError: the file's are not three numbers each.
+    """
+    metadata = source.metadata if source else {}
+    pair = []
+    for key, default in {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}.items():
+        try:
+            values = [float(v) for v in json.loads(metadata[key])] if key in metadata else list(default)
+        except (ValueError, TypeError):
+            values = []
+        if len(values) != 3:
+            raise CodoError(f"weights: the file's {key} is {metadata[key]!r}; three numbers in brackets are expected")
+        pair.append(values)
+    return pair[0], pair[1]
+
+
+def _inputs(detector: Detector, source: Source, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Prepare the image twice, by the detector's transform and by hand, and boxes of every level's size."""
+    transformed, _ = detector.transform([image])
+    height, width = transformed.image_sizes[0]
+    mean, std = (torch.tensor(values)[:, None, None] for values in normalisation(source))
+    resized = F.interpolate(image[None], size=(height, width), mode="bilinear", align_corners=False)
+    padding = (0, transformed.tensors.shape[3] - width, 0, transformed.tensors.shape[2] - height)
+    by_hand = F.pad((resized - mean) / std, padding)
+    centre = torch.tensor([width / 2, height / 2])
+    # From a sixteenth of the image's sides to the whole image: P2 upwards.
+    halves = torch.stack([centre / n for n in (16, 8, 4, 2, 1)])
+    return transformed.tensors, by_hand, torch.cat([centre - halves, centre + halves], dim=1)
+
+
+def _box_features(
+    encoder: Backbone, architecture: ArchitectureSection, source: Source, images: Tensor, boxes: Tensor
+) -> Tensor:
+    """Compute the box head's features as pretraining does, box by box from its own level."""
+    head = box_head(
+        architecture.fpn_channels, architecture.box_head_channels, architecture.box_head_convs, architecture.box_head_fc
+    ).eval()
+    _fill(head, source.state, GROUPS["box_head"])
+    pool = RoIPool(SAMPLING_RATIO, aligned=False)
+    levels = list(encoder(images).values())
+    pooled = [
+        pool(levels[k - 2], box[None], STRIDES[k - 2])
+        for k, box in zip(assign_levels(boxes, CANONICAL_SIZE).tolist(), boxes, strict=True)
+    ]
+    return head(torch.cat(pooled))
+
+
+def _fill(module: nn.Module, state: dict[str, Tensor], prefix: str) -> None:
+    """Load a module strictly, apart from batch norm counters, which files may lack."""
+    own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    names = module.state_dict().keys()
+    counters = {name: torch.tensor(0) for name in names if name.endswith("num_batches_tracked")}
+    module.load_state_dict({**counters, **{name: tensor for name, tensor in own.items() if name in names}})
+
+
+def _notes(source: Source) -> list[str]:
+    """Say where pretraining pooled otherwise than the detector does."""
+    try:
+        roi = json.loads(source.metadata.get("roi", "{}"))
+        asked = int(roi.get("sampling_ratio", SAMPLING_RATIO)), bool(roi.get("aligned", False))
+    except (ValueError, TypeError, AttributeError):
+        return []
+    if asked == (SAMPLING_RATIO, False):
+        return []
+    return [
+        f"pretraining pooled with sampling_ratio {asked[0]}, aligned {asked[1]}; the detector, and this proof, with "
+        f"{SAMPLING_RATIO} and False"
+    ]

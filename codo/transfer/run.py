@@ -1,0 +1,271 @@
+"""Transfer: fine-tune a detector from pretrained weights and evaluate it as COCO does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from codo._version import __version__
+from codo.config.load import differences, fingerprint, load_config
+from codo.config.transfer import TransferConfig
+from codo.data.images import ImageError
+from codo.errors import CodoError
+from codo.runs.checkpoint import load_checkpoint
+from codo.runs.files import write_json, write_text
+from codo.runs.hardware import Hardware
+from codo.runs.record import RunFolder
+from codo.runs.seed import integer_seed
+from codo.runs.weights_file import save_weights
+from codo.transfer.data import Data, load_data
+from codo.transfer.dataset import DetectionDataset, read_image
+from codo.transfer.detectors import Detector, build_faster_rcnn
+from codo.transfer.evaluate import CocoMetrics, Predictions, coco_metrics, evaluate
+from codo.transfer.loop import Training
+from codo.transfer.proof import normalisation, prove
+from codo.transfer.weights import check_architecture, fresh_coverage, load_into_detector, read_source
+
+LENGTHS = ("optim.epochs", "optim.iterations")
+"""Fields of which a resumed run may have more."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run begins with, as told to `transfer`'s `on_start`.
+
+    Attributes:
+        path: the run folder.
+        data: counts, and what was skipped.
+        loaded: what coverage.json says: the source of the weights, what was matched, the proof.
+        resumed_at: steps done before.
+        hardware: what it runs on, in words.
+    """
+
+    path: Path
+    data: dict[str, Any]
+    loaded: dict[str, Any]
+    resumed_at: int
+    hardware: str
+
+
+@dataclass(frozen=True)
+class TransferResult:
+    """What a run came to.
+
+    Attributes:
+        path: the run folder.
+        summary: what summary.json says: `metrics` (the twelve COCO numbers, 0-100), `per_class`, `curve`, ...
+    """
+
+    path: Path
+    summary: dict[str, Any]
+
+
+def transfer(
+    config: TransferConfig, out: Path | None = None, on_start: Callable[[Start], None] | None = None
+) -> TransferResult:
+    """Train a detector and evaluate it.
+
+    Writes config.yaml, environment.json, coverage.json, metrics.jsonl, checkpoint.pt; and, at the end,
+    weights.safetensors (the detector), predictions.json (COCO's result format) and summary.json.
+
+    Args:
+        config: all settings; from `load_transfer_config`, or made by hand.
+        out: the run folder, new or empty; None is `runs/transfer-N`.
+        on_start: told what was loaded before training begins.
+
+    Raises:
+        CodoError: a mistake in config, data or weights; a folder that exists; a diverged training.
+        Interrupted: after Ctrl-C or SIGTERM, with the state saved.
+    """
+    hardware = Hardware.resolve(config.run, heavy_loading=False)
+    hardware.apply()
+    data = load_data(config)
+    detector, loaded = load_detector(config, data)
+    folder = RunFolder.create(out, "transfer")
+    write_json(folder.path / "coverage.json", loaded)
+    return _execute(config, data, detector, loaded, hardware, folder, None, on_start)
+
+
+def resume(
+    path: Path, changes: Mapping[str, Any] | None = None, on_start: Callable[[Start], None] | None = None
+) -> TransferResult:
+    """Go on with a run; its end equals that of a run that was never stopped.
+
+    Args:
+        path: the run folder.
+        changes: dotted field -> value; the `run` section may change, and the schedule grow.
+        on_start: as for `transfer`.
+
+    Raises:
+        CodoError: no run there, no checkpoint yet, other fields changed, or the data did; as `transfer`.
+        Interrupted: as `transfer`.
+    """
+    folder = RunFolder.open(path)
+    before, config = (
+        load_config(TransferConfig, {}, file=path / "config.yaml", default_preset="", flags=flags)
+        for flags in (None, changes)
+    )
+    changed = differences(before, config)
+    longer = [
+        key for key in LENGTHS if key in changed and None not in changed[key] and changed[key][0] < changed[key][1]
+    ]
+    refused = {key: pair for key, pair in changed.items() if not key.startswith("run.") and key not in longer}
+    if refused:
+        told = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in refused.items())
+        raise CodoError(f"--resume {path}: a resumed run keeps its config ({told}); only run.* may change, epochs grow")
+    if folder.complete and not longer:
+        raise CodoError(f"--resume {path}: the run is complete; ask for more epochs to continue it")
+    hardware = Hardware.resolve(config.run, heavy_loading=False)
+    hardware.apply()
+    data = load_data(config)
+    if folder.environment()["data"]["fingerprint"] != data.fingerprint:
+        raise CodoError(f"--resume {path}: the images or annotations of {data.name} have changed since")
+    state = load_checkpoint(path / "checkpoint.pt")
+    try:
+        loaded = json.loads((path / "coverage.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CodoError(f"--resume {path}: cannot read its coverage.json: {error}") from error
+    (path / "summary.json").unlink(missing_ok=True)  # what is longer is not complete
+    folder.rewind_metrics(state["step"])
+    detector = fresh_detector(config, len(data.labels), state["mean"], state["std"])
+    return _execute(config, data, detector, loaded, hardware, folder, state, on_start)
+
+
+def _execute(
+    config: TransferConfig,
+    data: Data,
+    detector: Detector,
+    loaded: dict[str, Any],
+    hardware: Hardware,
+    folder: RunFolder,
+    state: dict[str, Any] | None,
+    on_start: Callable[[Start], None] | None,
+) -> TransferResult:
+    """Train from a fresh or a saved state to the end, and write the results."""
+    name = fingerprint(config, f"{data.fingerprint} {loaded['weights'].get('sha256', 'none')}")
+    folder.write_start(config, name, data.facts, hardware)
+    if on_start:
+        done = state["step"] if state else 0
+        on_start(Start(folder.path, data.facts, loaded, done, hardware.describe()))
+    detector.to(hardware.device, memory_format=torch.channels_last)
+    sides = config.detection.min_size[-1], config.detection.max_size
+    val_set = DetectionDataset(data.val, data.labels, *sides, train=False)
+    train_set = DetectionDataset(
+        data.train, data.labels, *sides, train=True, flip_p=config.optim.flip_p, seed=config.seed
+    )
+    latest: list[tuple[Predictions, CocoMetrics]] = []
+
+    def evaluate_now(on_image: Callable[[int, int], None] | None = None) -> CocoMetrics:
+        found = evaluate(detector, val_set, list(data.labels), hardware, on_image)
+        latest[:] = [(found, coco_metrics(data.val, found.results, found.unreadable))]
+        return latest[0][1]
+
+    training = Training(config, detector.train(), train_set, evaluate_now, hardware, folder)
+    if state is not None:
+        training.restore(state)
+    training.run()
+    if not latest:  # resumed, and lacked nothing but its summary
+        evaluate_now()
+    return _finish(config, folder, data, detector, training, latest[0], loaded, name)
+
+
+def load_detector(config: TransferConfig, data: Data) -> tuple[Detector, dict[str, Any]]:
+    """Build the detector, fill it from `config.weights`, and prove it.
+
+    Returns:
+        The detector, on the processor, and what coverage.json says of it: `weights` (the source), `groups`,
+        `ignored`, `proof`.
+
+    Raises:
+        CodoError: the weights are unreadable, of another architecture, do not match, or the proof fails.
+    """
+    if config.weights == "none":
+        detector = fresh_detector(config, len(data.labels), *normalisation(None))
+        none = {"weights": {"source": "none"}, **fresh_coverage(detector).as_dict(), "proof": None}
+        return detector, none
+    check_architecture(config.architecture, config.weights)
+    source = read_source(config.weights)
+    detector = fresh_detector(config, len(data.labels), *normalisation(source))
+    coverage = load_into_detector(detector, source)
+    proof = prove(detector, config.architecture, source, coverage, _first_image(config, data))
+    return detector, {
+        "weights": source.describe(),
+        **coverage.as_dict(),
+        "proof": {**proof.as_dict(), "text": str(proof)},
+    }
+
+
+def fresh_detector(config: TransferConfig, num_classes: int, mean: Sequence[float], std: Sequence[float]) -> Detector:
+    """Build a detector with fresh weights that are a function of the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(integer_seed("transfer init", config.seed))
+        return build_faster_rcnn(config.architecture, num_classes, config.norm, config.detection, mean, std)
+
+
+def _first_image(config: TransferConfig, data: Data) -> torch.Tensor:
+    """Read the first usable training image, for the proof."""
+    error: CodoError | None = None
+    for image in data.train.images:
+        try:
+            pixels = read_image(image, config.detection.min_size[-1], config.detection.max_size)
+            return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+        except ImageError as broken:
+            error = broken
+    raise CodoError(f"data: not one training image can be read; the last: {error}")
+
+
+def _finish(
+    config: TransferConfig,
+    folder: RunFolder,
+    data: Data,
+    detector: Detector,
+    training: Training,
+    latest: tuple[Predictions, CocoMetrics],
+    loaded: dict[str, Any],
+    name: str,
+) -> TransferResult:
+    """Write the detector, its predictions and the summary."""
+    predictions, metrics = latest
+    names = data.train.categories
+    metadata = {
+        "codo_version": __version__,
+        "fingerprint": name,
+        "detector": config.detector,
+        "architecture": config.architecture.model_dump_json(),
+        "detection": config.detection.model_dump_json(),
+        "categories": json.dumps([[category, names[category]] for category in data.labels]),
+        "norm": config.norm,
+        "mean": json.dumps(list(detector.transform.image_mean)),
+        "std": json.dumps(list(detector.transform.image_std)),
+    }
+    save_weights(folder.path / "weights.safetensors", detector.state_dict(), metadata)
+    write_text(folder.path / "predictions.json", json.dumps(predictions.results) + "\n")
+    file_names = {image.id: image.file_name for image in data.val.images}
+    summary = {
+        "kind": "transfer",
+        "detector": config.detector,
+        "fingerprint": name,
+        "data": data.facts,
+        "evaluated_on": "val",
+        "seed": config.seed,
+        "weights": loaded["weights"],
+        "metrics": metrics.values,
+        "per_class": [
+            {"category_id": category, "name": names[category], "AP": ap} for category, ap in metrics.per_class.items()
+        ],
+        "curve": training.curve,
+        "steps": training.step,
+        "train_seconds": round(training.seconds, 2),
+        "evaluation_seconds": round(predictions.seconds, 2),
+        "unreadable_images": {
+            "train": len(training.unreadable),
+            "val": [file_names[image] for image in predictions.unreadable],
+        },
+    }
+    folder.write_summary(summary)
+    return TransferResult(folder.path, summary)

@@ -1,0 +1,221 @@
+"""Configs: precedence, refusals with a hint, round trip, and no dead field."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from codo.config import PRETRAIN_PRESETS, PretrainConfig, dump_yaml, fingerprint
+from codo.config import load_pretrain_config as load
+from codo.config.load import differences
+from codo.errors import CodoError
+
+
+def test_precedence_is_preset_file_flags_set(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("preset: small\noptim: {lr: 0.5, epochs: 7, batch_size: 64}\n")
+    config = load(file=file, flags={"optim.epochs": 8, "optim.batch_size": 128, "seed": None}, sets=["optim.epochs=9"])
+    assert config.optim.lr == 0.5  # file over preset
+    assert config.optim.batch_size == 128  # flag over file
+    assert config.optim.epochs == 9  # --set over flag
+    assert config.canvas == 96  # from the preset that the file names
+    assert load(file=file, preset="codo").canvas == 256  # a flag's preset over the file's
+    assert config.seed == 0
+
+
+def test_the_default_preset_runs_when_nothing_is_named_and_a_file_stands_on_its_own(tmp_path):
+    assert load().canvas == 96
+    file = tmp_path / "c.yaml"
+    file.write_text("seed: 3\n")
+    assert load(file=file).canvas == 256
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (["epochs=3"], "no field 'epochs'; did you mean optim.epochs"),
+        (["optim.epoch=3"], "did you mean optim.epochs"),
+        (["hierachy=false"], "did you mean hierarchy"),
+        (["optim.lr.x=1"], "no field 'optim.lr.x'"),
+        (["optim.epochs=many"], "optim.epochs = 'many'"),
+        (["optim.epochs=0"], "optim.epochs = 0"),
+        (["jitter.mode=wild"], "'ratio', 'anchor' or 'none'"),
+        (["views"], "write field=value"),
+        (["views=["], "not YAML"),
+        (["optim.lr=.nan"], "optim.lr"),
+        (["canvas=100"], "multiple of 32"),
+        (["loss.levels=[9]"], "2, 3, 4 or 5"),
+        (["loss.levels=[3,2]", "loss.level_weights=[1,1]"], "ascending"),
+        (["loss.levels=[2,3]"], "loss.level_weights: 4 weights for 2 levels"),
+        (["alignment=false", "loss.instance=1"], "needs alignment"),
+        (["hierarchy=false", "loss.level=1"], "hierarchy is off"),
+        (["loss.level=0"], "hierarchy=false instead"),
+        (["optim.batch_size=30", "model.bn_groups=4"], "must divide the batch"),
+        (["colour.blur_sigma=[2,1]"], "above the upper bound"),
+        (["paste.crop_area=[0.2,1.5]"], "at most 1"),
+        (["paste.patch_side=[128,300]"], "at most 256"),
+        (["run.threads=-1"], "run.threads"),
+        (["paste=3"], "paste = 3"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(sets, said):
+    with pytest.raises(CodoError) as raised:
+        load(sets=sets)
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("optim: {learning_rate: 1}\n", "no field 'optim.learning_rate'"),
+        ("optim: [1, 2\n", "not YAML"),
+        ("- a\n- b\n", "holds a list"),
+        ("preset: big\n", "there are small, codo"),
+        ("!!python/object/apply:os.system ['true']\n", "not YAML"),
+    ],
+)
+def test_a_file_that_is_wrong_is_named(tmp_path, text, said):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(CodoError, match=said.replace("[", r"\[")) as raised:
+        load(file=file)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(CodoError, match="cannot read"):
+        load(file=tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("preset", PRETRAIN_PRESETS)
+def test_yaml_round_trip(tmp_path, preset):
+    config = load(preset=preset, sets=["loss.image=0.3", "data.foregrounds=a b"])
+    file = tmp_path / "c.yaml"
+    file.write_text(dump_yaml(config))
+    assert load(file=file) == config
+    assert fingerprint(load(file=file)) == fingerprint(config)
+
+
+def test_fingerprint_names_what_is_computed():
+    base = load()
+    assert fingerprint(base, "data") != fingerprint(base, "other data")
+    assert fingerprint(base) != fingerprint(load(sets=["seed=1"]))
+    assert fingerprint(base) == fingerprint(load(sets=["run.device=cpu", "run.workers=1", "data.foregrounds=x"]))
+
+
+def test_differences_are_dotted():
+    assert differences(load(), load(sets=["optim.lr=0.5", "seed=2"])) == {"seed": (0, 2), "optim.lr": (0.24, 0.5)}
+
+
+def test_config_imports_no_torch():
+    code = "import codo.config, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+def leaves(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    names = []
+    for name, field in kind.model_fields.items():
+        nested = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        names += leaves(field.annotation, f"{prefix}{name}.") if nested else [prefix + name]
+    return names
+
+
+CHANGED = {
+    "seed": 5,
+    "background": False,
+    "alignment": False,
+    "hierarchy": False,
+    "views": 2,
+    "canvas": 96,
+    "data.limit": 8,
+    "paste.source": "self",
+    "paste.mix_probability": 0.0,
+    "paste.crop_area": [0.9, 1.0],
+    "paste.crop_aspect": [1.0, 1.1],
+    "paste.patch_side": [40, 60],
+    "crop.area": [0.9, 1.0],
+    "crop.aspect": [1.0, 1.1],
+    "jitter.mode": "anchor",
+    "jitter.ratio": 0.05,
+    "jitter.p": 0.0,
+    "jitter.min_iou": 0.95,
+    "jitter.levels": [5],
+    "colour.brightness": 0.0,
+    "colour.contrast": 0.0,
+    "colour.saturation": 0.0,
+    "colour.hue": 0.0,
+    "colour.p": 0.0,
+    "colour.grey_p": 1.0,
+    "colour.blur_p": 0.0,
+    "colour.blur_sigma": [3.0, 4.0],
+    "colour.flip_p": 0.0,
+    "model.backbone": "resnet14t",
+    "model.fpn_channels": 24,
+    "model.box_head_convs": 2,
+    "model.box_head_channels": 24,
+    "model.box_head_fc": 48,
+    "model.projector_hidden": 48,
+    "model.embedding": 24,
+    "model.roi_sampling_ratio": 1,
+    "model.roi_aligned": True,
+    "model.roi_canonical_size": 10.0,
+    "model.key_momentum": 0.5,
+    "model.bn_groups": 1,
+    "loss.image": 1.0,
+    "loss.instance": 1.0,
+    "loss.level": 0.5,
+    "loss.levels": [3, 5],
+    "loss.level_weights": [1.0, 2.0, 3.0, 4.0],
+    "loss.temperature": 0.5,
+    "loss.negatives": "queue",
+    "loss.queue_size": 64,
+    "optim.epochs": 3,
+    "optim.batch_size": 6,
+    "optim.lr": 0.9,
+    "optim.momentum": 0.0,
+    "optim.weight_decay": 0.5,
+}
+"""Field -> another value. Every field of the schema is here, or below with its own test."""
+
+ELSEWHERE = {
+    "data.foregrounds": "tests/pretrain/test_run.py",
+    "data.backgrounds": "tests/pretrain/test_run.py",
+    "run.device": "tests/runs/test_hardware.py",
+    "run.precision": "tests/runs/test_hardware.py",
+    "run.workers": "tests/runs/test_hardware.py",
+    "run.threads": "tests/runs/test_hardware.py",
+    "run.cache": "tests/pretrain/test_run.py",
+    "run.log_every": "tests/pretrain/test_run.py",
+}
+
+WITH = {
+    "paste.mix_probability": {"paste.source": "mix"},
+    "crop.area": {"background": False},
+    "crop.aspect": {"background": False},
+    "model.roi_canonical_size": {"hierarchy": False},
+    "loss.levels": {"loss.level_weights": [1.0, 1.0]},
+    "optim.batch_size": {"model.bn_groups": 2},
+}
+"""What a field needs beside it to matter; `loss.levels` is compared with the levels that two weights would belong to."""
+
+
+def test_every_field_is_listed():
+    assert set(leaves(PretrainConfig)) == set(CHANGED) | set(ELSEWHERE)
+
+
+@pytest.mark.parametrize("field", CHANGED)
+def test_no_field_is_dead(tiny, field):
+    from codo.pretrain.build import build_dataset, find_sources
+    from codo.pretrain.run import Run
+
+    def curve(**fields):
+        config = tiny(**{"optim.lr": 0.3, **fields})
+        run = Run(config, build_dataset(config, find_sources(config)))
+        batches = run.batches(3)
+        return [run.advance(next(batches)).loss for _ in range(3)]
+
+    beside = WITH.get(field, {})
+    base = beside if field != "loss.levels" else {"loss.levels": [2, 4], **beside}
+    assert curve(**base) != curve(**{**beside, field: CHANGED[field]})

@@ -1,0 +1,253 @@
+"""Whole pretraining runs: the run folder, exact resume, interruption, and bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from codo.config.load import dump_yaml
+from codo.errors import CodoError, Interrupted
+from codo.pretrain import dry_run, pretrain, resume
+from codo.pretrain.build import build_dataset, find_sources
+from codo.pretrain.preview import preview
+from codo.pretrain.run import Run
+from codo.runs.interrupt import StopRequest
+from codo.runs.record import RunFolder
+from codo.runs.weights_file import read_weights
+from tests.parts import tiny_config
+
+TIMES = {"images_per_s", "data_wait"}
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in r.items() if k not in TIMES} for r in RunFolder(folder).metrics()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, images):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    return pretrain(tiny_config(images), out)
+
+
+def test_the_run_folder_holds_what_a_reader_needs(finished):
+    names = {p.name for p in finished.path.iterdir()}
+    expected = {"config.yaml", "environment.json", "metrics.jsonl", "checkpoint.pt", "weights.safetensors"}
+    assert names == expected | {"summary.json"}
+    environment = json.loads((finished.path / "environment.json").read_text())
+    assert torch.__version__.startswith(environment["packages"]["torch"])
+    assert environment["data"]["foreground_images"] == 12
+    assert environment["data"]["background_images"] == 5
+    summary = json.loads((finished.path / "summary.json").read_text())
+    assert summary["steps"] == 6
+    assert summary["samples"] == 24
+    assert summary["fingerprint"] == environment["fingerprint"]
+    metrics = curve(finished.path)
+    assert [m["step"] for m in metrics] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "loss_level", "queue_accuracy", "batch_accuracy", "lr", "epoch"} <= set(metrics[0])
+    assert metrics[0]["lr"] > metrics[-1]["lr"] > 0
+
+
+def test_the_weights_say_what_they_are(finished):
+    state, metadata = read_weights(finished.path / "weights.safetensors")
+    groups = {key.split(".")[0] for key in state}
+    assert groups == {"backbone", "box_head", "projector"}
+    assert json.loads(metadata["architecture"])["backbone"] == "resnet10t"
+    assert set(metadata) >= {"codo_version", "fingerprint", "backbone", "norm", "mean", "std"}
+    assert state["backbone.body.conv1.0.weight"].is_contiguous()
+
+
+def test_a_second_run_into_the_same_folder_is_refused(finished, tiny):
+    before = (finished.path / "summary.json").read_bytes()
+    with pytest.raises(CodoError, match="exists already.*--resume"):
+        pretrain(tiny(), finished.path)
+    assert (finished.path / "summary.json").read_bytes() == before
+
+
+def stopped_run(tiny, out: Path, at: int, monkeypatch) -> None:
+    """Run until step `at`, then ask it to stop as Ctrl-C does."""
+    advance = Run.advance
+
+    def stopping(self, batch):
+        result = advance(self, batch)
+        if self.step == at:
+            signal.raise_signal(signal.SIGINT)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "advance", stopping)
+        with pytest.raises(Interrupted, match=f"after step {at} of 6.*codo pretrain --resume") as raised:
+            pretrain(tiny(), out)
+    assert raised.value.exit_code == 130
+
+
+@pytest.mark.parametrize("at", [2, 3, 5])
+def test_a_resumed_run_equals_one_that_was_never_stopped(finished, tiny, tmp_path, monkeypatch, at):
+    out = tmp_path / "stopped"
+    stopped_run(tiny, out, at, monkeypatch)
+    assert not (out / "summary.json").exists()
+    result = resume(out)
+    assert result.summary["resumed_at_step"] == at
+    assert curve(out) == curve(finished.path)
+    ours, theirs = (read_weights(p / "weights.safetensors")[0] for p in (out, finished.path))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_metrics_after_the_checkpoint_are_computed_again_and_not_doubled(finished, tiny, tmp_path, monkeypatch):
+    out = tmp_path / "killed"
+    stopped_run(tiny, out, 3, monkeypatch)
+    with open(out / "metrics.jsonl", "a") as file:  # what a kill in the middle of step 5 leaves
+        file.write('{"step": 4, "loss": 1.0}\n{"step": 5, "lo')
+    resume(out)
+    assert curve(out) == curve(finished.path)
+
+
+def test_resume_refuses_what_would_not_be_the_same_run(finished, tiny, tmp_path, monkeypatch):
+    with pytest.raises(CodoError, match=r"optim\.batch_size would change"):
+        resume(finished.path, {"optim.batch_size": 6})
+    with pytest.raises(CodoError, match="not a run folder"):
+        resume(tmp_path)
+    out = tmp_path / "early"
+    RunFolder.create(out, "pretrain")
+    (out / "config.yaml").write_text(dump_yaml(tiny()))
+    shutil.copy(finished.path / "environment.json", out)
+    with pytest.raises(CodoError, match="no checkpoint"):
+        resume(out)
+    (out / "checkpoint.pt").write_bytes((finished.path / "checkpoint.pt").read_bytes()[:1000])
+    with pytest.raises(CodoError, match="cannot read the checkpoint"):
+        resume(out)
+
+
+def test_a_finished_run_goes_on_with_more_epochs(finished, tmp_path):
+    out = tmp_path / "longer"
+    shutil.copytree(finished.path, out)
+    result = resume(out, {"optim.epochs": 3})
+    assert result.summary["steps"] == 9
+    assert [m["step"] for m in curve(out)] == list(range(1, 10))
+
+
+def test_resuming_with_other_images_is_refused(tiny, images, tmp_path, monkeypatch):
+    copy = tmp_path / "foregrounds"
+    shutil.copytree(images / "foregrounds", copy)
+    out = tmp_path / "run"
+    stopped_run(lambda: tiny(data__foregrounds=str(copy)), out, 2, monkeypatch)
+    (copy / "00.png").unlink()
+    with pytest.raises(CodoError, match="not those that the run began with"):
+        resume(out)
+
+
+def test_broken_foregrounds_are_left_out_and_counted(tiny, images, tmp_path):
+    copy = tmp_path / "foregrounds"
+    shutil.copytree(images / "foregrounds", copy)
+    (copy / "05.png").write_bytes((copy / "05.png").read_bytes()[:200])
+    (copy / "99.jpg").write_text("not an image")
+    result = pretrain(tiny(data__foregrounds=str(copy), optim__epochs=1), tmp_path / "cached")
+    assert result.summary["unreadable_images"] == 2
+    uncached = pretrain(tiny(data__foregrounds=str(copy), optim__epochs=1, run__cache="off"), tmp_path / "uncached")
+    assert uncached.summary["unreadable_images"] >= 1
+
+
+def test_the_cache_changes_no_pixel(tiny):
+    samples = []
+    for cache in ("disk", "off"):
+        config = tiny(run__cache=cache)
+        samples.append(build_dataset(config, find_sources(config))[(0, 3)].views)
+    assert torch.equal(samples[0].images, samples[1].images)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"data.foregrounds": "nowhere"}, "nowhere"),
+        ({"data.backgrounds": "nowhere"}, "nowhere"),
+        ({"data.backgrounds": None}, "data.backgrounds: .*--no-background"),
+        ({"data.foregrounds": None}, "data.foregrounds: name a folder"),
+        ({"optim.batch_size": 16}, "12 images do not fill one batch of 16"),
+        ({"model.backbone": "resnet5O"}, "did you mean"),
+        ({"run.device": "cuda:9"}, r"run.device: cuda:9|no device"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing_behind(tiny, tmp_path, fields, said):
+    out = tmp_path / "run"
+    with pytest.raises(CodoError, match=said) as raised:
+        pretrain(tiny(**fields), out)
+    assert "\n" not in str(raised.value)
+    assert not out.exists()
+
+
+def test_backgrounds_are_not_asked_for_where_they_are_not_used(tiny, tmp_path):
+    config = tiny(data__backgrounds=None, paste__source="self", optim__epochs=1)
+    assert pretrain(config, tmp_path / "insloc").summary["steps"] == 3
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tiny, tmp_path):
+    with pytest.raises(CodoError, match="step 1: the loss is not finite .*level"):
+        config = tiny()
+        run = Run(config, build_dataset(config, find_sources(config)))
+        with torch.no_grad():
+            next(run.method.query_encoder.parameters()).fill_(float("nan"))
+        run.execute(RunFolder.create(tmp_path / "nan", "pretrain"))
+
+
+def test_a_full_disk_is_said_and_the_older_checkpoint_stays(tiny, tmp_path, monkeypatch):
+    out = tmp_path / "full"
+    stopped_run(tiny, out, 3, monkeypatch)
+    before = (out / "checkpoint.pt").read_bytes()
+
+    def full(state, path):
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CodoError, match=r"cannot write .*checkpoint\.pt: .*No space left"):
+        resume(out)
+    assert (out / "checkpoint.pt").read_bytes() == before
+    assert not list(out.glob(".*"))
+
+
+def test_log_every_thins_the_metrics(tiny, tmp_path):
+    pretrain(tiny(run__log_every=4), tmp_path / "thin")
+    assert [m["step"] for m in curve(tmp_path / "thin")] == [4, 6]
+
+
+def test_sigterm_is_143():
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.number == signal.SIGTERM
+        assert Interrupted(stop.number, "").exit_code == 143
+        with pytest.raises(KeyboardInterrupt):  # Ctrl-C after a first request is obeyed at once
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_dry_run_trains_and_writes_nothing(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    facts = dry_run(tiny())
+    assert facts["steps"] == 6
+    assert facts["parameters"]["backbone"] > facts["parameters"]["projector"]
+    assert facts["seconds_per_step"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_preview_draws_a_row_a_sample(tiny, tmp_path, background):
+    out = tmp_path / "sheet.png"
+    preview(tiny(background=background, views=2), 3, out)
+    with Image.open(out) as sheet:
+        columns = 7 if background else 4
+        assert sheet.width == 8 + columns * 200
+        assert sheet.height == 28 + 8 + 3 * 200
+        pixels = np.asarray(sheet.convert("RGB"))
+    for colour in ((0x21, 0xD0, 0x7A), (0xFF, 0x8C, 0x1A)):
+        assert (pixels == colour).all(2).sum() > 100
+
+
+def test_preview_wants_a_png(tiny, tmp_path):
+    with pytest.raises(CodoError, match="sheet is a PNG"):
+        preview(tiny(), 1, tmp_path / "sheet.jpg")

@@ -1,0 +1,88 @@
+"""A made-up COCO set with ids that have holes, a crowd and an image without boxes; and a detector of a second."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from transfer_parts import ARCHITECTURE, encoder_state, metadata
+
+from codo.config.transfer import TransferConfig
+from codo.runs.weights_file import save_weights
+
+CATEGORIES = [{"id": 90, "name": "dark square"}, {"id": 7, "name": "[light] square"}]
+COUNTS = {"train": 6, "val": 3}
+
+
+@pytest.fixture(scope="session")
+def coco_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Squares on coarse patterns, boxes without segmentation; train image 5 is empty, val image 1 has a crowd."""
+    root = tmp_path_factory.mktemp("data") / "squares"
+    (root / "images").mkdir(parents=True)
+    rng = np.random.default_rng(1)
+    for split, count in COUNTS.items():
+        images, annotations = [], []
+        for i in range(count):
+            width, height = (96, 80) if i % 2 else (80, 96)
+            coarse = Image.fromarray(rng.integers(60, 200, (5, 6, 3), dtype=np.uint8))
+            pixels = np.array(coarse.resize((width, height), Image.Resampling.BICUBIC))
+            name, image_id = f"{split}_{i}.png", 10 * i + (500 if split == "val" else 0)
+            images.append({"id": image_id, "file_name": name, "width": width, "height": height})
+            for j, category in enumerate(CATEGORIES if (split, i) != ("train", 5) else []):
+                side = int(rng.integers(24, 36))
+                x, y = 40 * j + int(rng.integers(0, 40 - side + 1)), int(rng.integers(0, height - side))
+                pixels[y : y + side, x : x + side] = 0 if category["id"] == 90 else 255
+                annotations.append(
+                    {
+                        "id": len(annotations),  # from 0, as some tools number
+                        "image_id": image_id,
+                        "category_id": category["id"],
+                        "bbox": [x, y, side, side],
+                        "iscrowd": int((split, i, j) == ("val", 1, 1)),
+                    }
+                )
+            Image.fromarray(pixels).save(root / "images" / name)
+        content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
+        (root / f"instances_{split}.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture
+def make_config(coco_root: Path) -> Callable[..., TransferConfig]:
+    """Make a config of a run of seconds; arguments are nested fields."""
+
+    def make(**fields: Any) -> TransferConfig:
+        tree: dict[str, Any] = {
+            "data": {"root": str(coco_root)},
+            "architecture": ARCHITECTURE.model_dump(),
+            "detection": {
+                "min_size": [64],
+                "max_size": 96,
+                "rpn_pre_nms_train": 50,
+                "rpn_pre_nms_test": 50,
+                "rpn_post_nms_train": 20,
+                "rpn_post_nms_test": 20,
+                "roi_batch_size": 8,
+                "score_threshold": 0.0,
+            },
+            "optim": {"epochs": 2, "batch_size": 2, "lr": 0.02, "warmup_iterations": 2},
+            "run": {"device": "cpu", "precision": "fp32", "workers": 0, "threads": 1, "log_every": 1},
+        }
+        for key, value in fields.items():
+            tree[key] = {**tree.get(key, {}), **value} if isinstance(value, dict) else value
+        return TransferConfig.model_validate(tree)
+
+    return make
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path) -> Path:
+    """A pretraining run's folder."""
+    save_weights(tmp_path / "pretrained" / "weights.safetensors", encoder_state(), metadata())
+    (tmp_path / "pretrained" / "config.yaml").write_text("{}")
+    return tmp_path / "pretrained"

@@ -1,0 +1,94 @@
+from pathlib import Path
+
+import pytest
+
+from codo.cli import main
+from codo.config.transfer import TransferConfig
+from codo.transfer.run import TransferResult
+
+TINY = [
+    "--set", "detection={min_size: [64], max_size: 96, rpn_post_nms_train: 20, roi_batch_size: 8}",
+    "--set", "run.workers=0", "--set", "run.threads=1", "--device", "cpu", "--precision", "fp32", "--batch-size", "3",
+]  # fmt: skip
+
+
+def codo(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as left:
+        main(["transfer", *map(str, arguments)])
+    return int(left.value.code or 0)
+
+
+def test_a_run_is_printed(
+    coco_root: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert codo("--data", coco_root, "--weights", pretrained, "--epochs", "1", "--out", out, *TINY) == 0
+    printed = capsys.readouterr().out
+    assert "data: squares, 6 training images (10 boxes, 1 images without)" in printed
+    assert "box_head" in printed
+    assert "largest relative difference" in printed
+    assert "AP50" in printed
+    assert "[light] square" in printed  # not taken for markup
+    assert codo("--resume", out) == 2
+    assert "the run is complete" in capsys.readouterr().err
+    assert codo("--resume", out, "--epochs", "2") == 0
+    assert "resumed after step 2" in capsys.readouterr().out
+
+
+def test_a_dry_run_trains_and_writes_nothing(
+    coco_root: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert codo("--data", coco_root, "--weights", pretrained, "--out", out, "--dry-run", *TINY) == 0
+    printed = capsys.readouterr().out
+    assert "backbone: resnet10t" in printed
+    assert "largest relative difference" in printed
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "epochs", "iterations"),
+    [
+        (["--epochs", "3"], 3, None),
+        (["--preset", "1x", "--epochs", "3"], 3, None),
+        (["--schedule", "2x"], None, 180_000),
+        (["--preset", "1x"], None, 90_000),
+        ([], 12, None),
+    ],
+)
+def test_the_length_of_the_schedule(
+    monkeypatch: pytest.MonkeyPatch, flags: list[str], epochs: int | None, iterations: int | None
+) -> None:
+    seen: list[TransferConfig] = []
+
+    def stand_in(config: TransferConfig, *_: object) -> TransferResult:
+        seen.append(config)
+        raise SystemExit(0)
+
+    monkeypatch.setattr("codo.transfer.transfer", stand_in)
+    assert codo(*flags) == 0
+    assert (seen[0].optim.epochs, seen[0].optim.iterations) == (epochs, iterations)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data", "absent"], "absent"),
+        (["--weights", "absent"], "there is nothing at absent"),
+        (["--epochs", "1", "--schedule", "1x"], "both set the length"),
+        (["--resume", "x", "--preset", "1x"], "own config"),
+        (["--resume", "absent"], "not a run folder"),
+        (["--fraction", "2"], "data.fraction = 2"),
+        (["--set", "optim.learning_rate=1"], "no field 'optim.learning_rate'"),
+        (["--norm", "frozen_bn"], "weights=none use bn"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_exit_code_2(
+    flags: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert codo(*flags) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
