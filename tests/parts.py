@@ -36,5 +36,3 @@ def tiny_config(images: Path, **fields: Any) -> PretrainConfig:
     given = {key.replace("__", "."): value for key, value in fields.items()}
     absent = [f"{key}=null" for key, value in given.items() if value is None]
     return load_pretrain_config(preset="codo", flags=TINY | sources | given, sets=absent)
-
-

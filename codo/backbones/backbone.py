@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import OrderedDict
+from typing import Any
 
 import timm
 from torch import Tensor, nn
@@ -96,7 +97,8 @@ def _timm_body(name: str) -> tuple[nn.Module, list[int]]:
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names all"
         raise CodoError(f"backbone: timm has no model {name!r}; {hint}")
     try:
-        strides = timm.create_model(name, features_only=True).feature_info.reduction()
+        trial: Any = timm.create_model(name, features_only=True)
+        strides = trial.feature_info.reduction()
     except (RuntimeError, ValueError, AttributeError, TypeError) as error:
         raise CodoError(f"backbone: timm gives no feature maps (features_only) of {name}: {error}") from error
     if any(stride not in strides for stride in STRIDES):
@@ -104,5 +106,5 @@ def _timm_body(name: str) -> tuple[nn.Module, list[int]]:
             f"backbone: {name} has maps of stride {strides}, a feature pyramid needs 4, 8, 16 and 32; "
             "resnet*, regnet*, convnext*, swin*, efficientnet* and mobilenetv3* have them"
         )
-    body = timm.create_model(name, features_only=True, out_indices=[strides.index(s) for s in STRIDES])
+    body: Any = timm.create_model(name, features_only=True, out_indices=[strides.index(s) for s in STRIDES])
     return body, body.feature_info.channels()

@@ -25,13 +25,13 @@ def pretrain_command(out: Path | None, resume: Path | None, dry_run: bool, **opt
         if out is not None or options["file"] or options["sets"] or options["preset"] or dry_run:
             raise CodoError("--resume takes its config from the run; --epochs, --device and --precision may go with it")
         changes = fields_of(options)
-        from codo.pretrain import resume as resume_run
+        from codo.jobs.pretrain import resume as resume_run
 
         report(resume_run(resume, changes))
         return
     config = read_config(options)
-    from codo.pretrain import dry_run as try_out
-    from codo.pretrain import pretrain
+    from codo.jobs.pretrain import dry_run as try_out
+    from codo.jobs.pretrain import pretrain
 
     if dry_run:
         from codo.config import dump_yaml

@@ -23,7 +23,7 @@ def preview_command(samples: int, out: Path, **options: Any) -> None:
     box that the query pools.
     """
     config = read_config(options)
-    from codo.pretrain.preview import preview
+    from codo.jobs.pretrain.preview import preview
 
     preview(config, samples, out)
     click.echo(f"wrote {out}: {samples} samples of epoch 0, seed {config.seed}")

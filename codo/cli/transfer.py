@@ -11,7 +11,7 @@ from codo.config import TRANSFER_PRESETS
 from codo.config.transfer import SCHEDULES
 
 if TYPE_CHECKING:
-    from codo.transfer.run import Start, TransferResult
+    from codo.jobs.transfer.run import Start, TransferResult
 
 _FLAGS = {
     "detector": "detector",
@@ -71,8 +71,8 @@ def transfer_command(
             "--resume goes on with the run's own config and folder: only --epochs, --device and --precision go with it"
         )
 
-    from codo.transfer import load_transfer_config, transfer
-    from codo.transfer import resume as resume_run
+    from codo.jobs.transfer import load_transfer_config, transfer
+    from codo.jobs.transfer import resume as resume_run
 
     options["schedule"] = SCHEDULES.get(options["schedule"])
     flags = {field: options[name] for name, field in _FLAGS.items()}
@@ -93,9 +93,9 @@ def transfer_command(
 
 def _dry_run(config: Any) -> None:
     from codo.config import dump_yaml
+    from codo.jobs.transfer.data import load_data
+    from codo.jobs.transfer.run import load_detector
     from codo.runs.console import console
-    from codo.transfer.data import load_data
-    from codo.transfer.run import load_detector
 
     data = load_data(config)
     detector, loaded = load_detector(config, data)

@@ -13,8 +13,8 @@ SMALL_ARCHITECTURE: dict[str, Any] = {
 
 PRETRAIN_PRESETS: dict[str, dict[str, Any]] = {
     # Two cores. In-batch negatives: a queue alone falls for the freshness shortcut at this size (method.md, Traps).
-    # lr: of .06 and .24 (same seed, objects_open on cards) .06 was ahead from the second epoch on (batch accuracy in the
-    # third epoch .18 against .10).
+    # lr: of .06 and .24 (one seed, objects_open on cards) .06 was ahead from the second epoch on (batch accuracy in
+    # the third epoch .18 against .10).
     "small": {
         "canvas": 96,
         "model": {**SMALL_ARCHITECTURE, "projector_hidden": 512, "key_momentum": 0.99, "bn_groups": 2},

@@ -128,6 +128,13 @@ class OptimSection(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
 
 
+class PretrainRunSection(RunSection):
+    """How and where pretraining executes."""
+
+    cache: Literal["auto", "disk", "off"] = "auto"
+    """Decoded images as one memory-mapped file: `auto` while it is small (4 GiB), `off` decodes each time."""
+
+
 class PretrainConfig(Section):
     """Everything that a pretraining run is."""
 
@@ -150,7 +157,7 @@ class PretrainConfig(Section):
     model: ModelSection = ModelSection()
     loss: LossSection = LossSection()
     optim: OptimSection = OptimSection()
-    run: RunSection = RunSection()
+    run: PretrainRunSection = PretrainRunSection()
 
     @property
     def loss_weights(self) -> dict[str, float]:

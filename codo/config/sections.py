@@ -38,7 +38,5 @@ class RunSection(Section):
     """Data loader processes; `auto` keeps workers + torch threads within the cores."""
     threads: PositiveInt | Literal["auto"] = "auto"
     """Torch threads on a processor; `auto` is the cores that the workers leave."""
-    cache: Literal["auto", "disk", "off"] = "auto"
-    """Decoded images as one memory-mapped file: `auto` while it is small (4 GiB), `off` decodes each time."""
     log_every: int = Field(10, ge=1)
     """Steps between two lines of metrics."""

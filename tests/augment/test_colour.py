@@ -8,7 +8,7 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from codo.augment import ColourJitter, ColourParameters, finish_views
-from codo.augment.colour import BRIGHTNESS, CONTRAST, HUE, IMAGENET_MEAN, IMAGENET_STD, SATURATION, gaussian_blur
+from codo.augment.colour import BRIGHTNESS, CONTRAST, IMAGENET_MEAN, IMAGENET_STD, SATURATION, gaussian_blur
 
 
 @pytest.fixture(scope="module")

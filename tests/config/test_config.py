@@ -180,14 +180,14 @@ CHANGED = {
 """Field -> another value. Every field of the schema is here, or below with its own test."""
 
 ELSEWHERE = {
-    "data.foregrounds": "tests/pretrain/test_run.py",
-    "data.backgrounds": "tests/pretrain/test_run.py",
+    "data.foregrounds": "tests/jobs/pretrain/test_run.py",
+    "data.backgrounds": "tests/jobs/pretrain/test_run.py",
     "run.device": "tests/runs/test_hardware.py",
     "run.precision": "tests/runs/test_hardware.py",
     "run.workers": "tests/runs/test_hardware.py",
     "run.threads": "tests/runs/test_hardware.py",
-    "run.cache": "tests/pretrain/test_run.py",
-    "run.log_every": "tests/pretrain/test_run.py",
+    "run.cache": "tests/jobs/pretrain/test_run.py",
+    "run.log_every": "tests/jobs/pretrain/test_run.py",
 }
 
 WITH = {
@@ -198,7 +198,7 @@ WITH = {
     "loss.levels": {"loss.level_weights": [1.0, 1.0]},
     "optim.batch_size": {"model.bn_groups": 2},
 }
-"""What a field needs beside it to matter; `loss.levels` is compared with the levels that two weights would belong to."""
+"""What a field needs beside it to matter; `loss.levels` is compared with two other levels."""
 
 
 def test_every_field_is_listed():
@@ -207,8 +207,8 @@ def test_every_field_is_listed():
 
 @pytest.mark.parametrize("field", CHANGED)
 def test_no_field_is_dead(tiny, field):
-    from codo.pretrain.build import build_dataset, find_sources
-    from codo.pretrain.run import Run
+    from codo.jobs.pretrain.build import build_dataset, find_sources
+    from codo.jobs.pretrain.run import Run
 
     def curve(**fields):
         config = tiny(**{"optim.lr": 0.3, **fields})

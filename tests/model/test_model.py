@@ -138,7 +138,7 @@ def test_keys_are_batched_for_bn_in_another_company_than_queries():
         keys.encoder.seen.clear()
         out = keys(images, boxes, torch.Generator().manual_seed(step))
         assert torch.equal(out.image[:, 0], tags), "keys must come back in the order of their queries"
-        assert sorted(sum(keys.encoder.seen, [])) == tags.tolist()
+        assert sorted(tag for group in keys.encoder.seen for tag in group) == tags.tolist()
         differing += {frozenset(g) for g in keys.encoder.seen} != {frozenset(g) for g in query.seen}
     assert query.seen == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert differing >= 45  # one order in 35 keeps the company

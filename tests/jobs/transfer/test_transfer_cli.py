@@ -4,7 +4,7 @@ import pytest
 
 from codo.cli import main
 from codo.config.transfer import TransferConfig
-from codo.transfer.run import TransferResult
+from codo.jobs.transfer.run import TransferResult
 
 TINY = [
     "--set", "detection={min_size: [64], max_size: 96, rpn_post_nms_train: 20, roi_batch_size: 8}",
@@ -65,7 +65,7 @@ def test_the_length_of_the_schedule(
         seen.append(config)
         raise SystemExit(0)
 
-    monkeypatch.setattr("codo.transfer.transfer", stand_in)
+    monkeypatch.setattr("codo.jobs.transfer.transfer", stand_in)
     assert codo(*flags) == 0
     assert (seen[0].optim.epochs, seen[0].optim.iterations) == (epochs, iterations)
 

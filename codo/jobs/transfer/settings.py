@@ -9,7 +9,7 @@ from typing import Any
 from codo.config.load import load_config
 from codo.config.presets import TRANSFER_PRESETS
 from codo.config.transfer import TransferConfig
-from codo.transfer.weights import check_architecture, read_architecture
+from codo.jobs.transfer.weights import check_architecture, read_architecture
 
 
 def load_transfer_config(

@@ -15,8 +15,8 @@ from codo.backbones import STRIDES, Backbone
 from codo.config.sections import ArchitectureSection
 from codo.errors import CodoError
 from codo.heads import RoIPool, assign_levels, box_head
-from codo.transfer.detectors import CANONICAL_SIZE, SAMPLING_RATIO, Detector
-from codo.transfer.weights import GROUPS, Coverage, Source
+from codo.jobs.transfer.detectors import CANONICAL_SIZE, SAMPLING_RATIO, Detector
+from codo.jobs.transfer.weights import GROUPS, Coverage, Source
 
 TOLERANCE = 1e-4
 """Largest difference, relative to the largest feature."""

@@ -16,9 +16,9 @@ from pycocotools.cocoeval import COCOeval
 from torch.utils.data import DataLoader
 
 from codo.data.coco import CocoDataset
+from codo.jobs.transfer.dataset import DetectionDataset, Sample
+from codo.jobs.transfer.detectors import Detector
 from codo.runs.hardware import Hardware
-from codo.transfer.dataset import DetectionDataset, Sample
-from codo.transfer.detectors import Detector
 
 METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's twelve numbers, in pycocotools' order: s, m, l are areas under 32^2, under 96^2, and above, in pixels."""

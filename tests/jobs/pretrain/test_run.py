@@ -14,10 +14,10 @@ from PIL import Image
 
 from codo.config.load import dump_yaml
 from codo.errors import CodoError, Interrupted
-from codo.pretrain import dry_run, pretrain, resume
-from codo.pretrain.build import build_dataset, find_sources
-from codo.pretrain.preview import preview
-from codo.pretrain.run import Run
+from codo.jobs.pretrain import dry_run, pretrain, resume
+from codo.jobs.pretrain.build import build_dataset, find_sources
+from codo.jobs.pretrain.preview import preview
+from codo.jobs.pretrain.run import Run
 from codo.runs.interrupt import StopRequest
 from codo.runs.record import RunFolder
 from codo.runs.weights_file import read_weights
@@ -65,7 +65,7 @@ def test_the_weights_say_what_they_are(finished):
 
 def test_a_second_run_into_the_same_folder_is_refused(finished, tiny):
     before = (finished.path / "summary.json").read_bytes()
-    with pytest.raises(CodoError, match="exists already.*--resume"):
+    with pytest.raises(CodoError, match=r"exists already.*--resume"):
         pretrain(tiny(), finished.path)
     assert (finished.path / "summary.json").read_bytes() == before
 
@@ -187,12 +187,13 @@ def test_backgrounds_are_not_asked_for_where_they_are_not_used(tiny, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tiny, tmp_path):
-    with pytest.raises(CodoError, match="step 1: the loss is not finite .*level"):
-        config = tiny()
-        run = Run(config, build_dataset(config, find_sources(config)))
-        with torch.no_grad():
-            next(run.method.query_encoder.parameters()).fill_(float("nan"))
-        run.execute(RunFolder.create(tmp_path / "nan", "pretrain"))
+    config = tiny()
+    run = Run(config, build_dataset(config, find_sources(config)))
+    with torch.no_grad():
+        next(run.method.query_encoder.parameters()).fill_(float("nan"))
+    folder = RunFolder.create(tmp_path / "nan", "pretrain")
+    with pytest.raises(CodoError, match=r"step 1: the loss is not finite .*level"):
+        run.execute(folder)
 
 
 def test_a_full_disk_is_said_and_the_older_checkpoint_stays(tiny, tmp_path, monkeypatch):

@@ -1,5 +1,5 @@
 """Pretraining: config -> parts -> loop -> run folder."""
 
-from codo.pretrain.run import PretrainResult, dry_run, pretrain, resume
+from codo.jobs.pretrain.run import PretrainResult, dry_run, pretrain, resume
 
 __all__ = ["PretrainResult", "dry_run", "pretrain", "resume"]

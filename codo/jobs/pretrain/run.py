@@ -21,9 +21,9 @@ from codo.config.load import differences, fingerprint, load_pretrain_config
 from codo.config.pretrain import PretrainConfig
 from codo.config.sections import ArchitectureSection
 from codo.errors import CodoError, Interrupted
-from codo.pretrain.build import Method, Sources, build_dataset, build_optimizer, find_sources, scaled_lr
-from codo.pretrain.loop import Clock, Shortcut, StepResult, cosine_lr, shuffle_generator, train_step
-from codo.pretrain.samples import Sample, SampleDataset, StepSampler, sample_loader
+from codo.jobs.pretrain.build import Method, Sources, build_dataset, build_optimizer, find_sources, scaled_lr
+from codo.jobs.pretrain.loop import Clock, Shortcut, StepResult, cosine_lr, shuffle_generator, train_step
+from codo.jobs.pretrain.samples import Sample, SampleDataset, StepSampler, sample_loader
 from codo.runs.checkpoint import load_checkpoint, save_checkpoint
 from codo.runs.console import JobProgress, duration, warn
 from codo.runs.hardware import Hardware
@@ -77,9 +77,7 @@ def resume(path: Path, changes: dict[str, Any] | None = None) -> PretrainResult:
         CodoError: no run there, no checkpoint yet, other fields changed, or the data set did.
     """
     folder = RunFolder.open(path)
-    before, config = (
-        load_pretrain_config(file=path / "config.yaml", flags=flags) for flags in (None, changes)
-    )
+    before, config = (load_pretrain_config(file=path / "config.yaml", flags=flags) for flags in (None, changes))
     refused = [key for key in differences(before, config) if not key.startswith(MAY_CHANGE)]
     if refused:
         raise CodoError(

@@ -13,9 +13,9 @@ from torch import Tensor
 from codo.augment import Views, finish_views
 from codo.backbones import LEVELS
 from codo.errors import CodoError
+from codo.jobs.pretrain.build import Method
 from codo.losses import Embeddings
 from codo.model import embed_in_groups
-from codo.pretrain.build import Method
 from codo.runs.hardware import Hardware
 from codo.runs.seed import torch_generator
 

@@ -9,11 +9,11 @@ from transfer_parts import ARCHITECTURE, encoder_state, metadata
 from codo.config.sections import ArchitectureSection
 from codo.config.transfer import DetectionSection
 from codo.errors import CodoError
+from codo.jobs.transfer.detectors import Detector, build_faster_rcnn
+from codo.jobs.transfer.proof import normalisation, prove
+from codo.jobs.transfer.settings import load_transfer_config
+from codo.jobs.transfer.weights import fresh_coverage, load_into_detector, read_source
 from codo.runs.weights_file import read_metadata, read_weights, save_weights
-from codo.transfer.detectors import Detector, build_faster_rcnn
-from codo.transfer.proof import normalisation, prove
-from codo.transfer.settings import load_transfer_config
-from codo.transfer.weights import fresh_coverage, load_into_detector, read_source
 
 SIZES = DetectionSection(min_size=(64,), max_size=96)
 IMAGE = torch.rand(3, 50, 77, generator=torch.Generator().manual_seed(0))

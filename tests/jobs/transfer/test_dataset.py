@@ -12,8 +12,8 @@ from PIL import Image
 from codo.config.transfer import TransferConfig
 from codo.data.coco import CocoDataset, CocoImage, load_coco
 from codo.errors import CodoError
-from codo.transfer.data import fingerprint_of, label_map, load_data, take_fraction
-from codo.transfer.dataset import MAX_REPLACEMENTS, DetectionDataset, batches, read_image
+from codo.jobs.transfer.data import fingerprint_of, label_map, load_data, take_fraction
+from codo.jobs.transfer.dataset import MAX_REPLACEMENTS, DetectionDataset, batches, read_image
 
 LABELS = {7: 1, 90: 2}
 

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 
 from codo.data.coco import CocoDataset, CocoImage
 from codo.data.images import ImageError, decode, resize
+from codo.jobs.transfer.data import training_annotations
 from codo.runs.seed import generator
-from codo.transfer.data import training_annotations
 
 MAX_REPLACEMENTS = 20
 """Broken images in a row after which training gives up."""

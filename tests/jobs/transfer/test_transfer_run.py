@@ -12,11 +12,11 @@ from transfer_parts import ARCHITECTURE
 from codo.config.load import dump_yaml
 from codo.config.transfer import TransferConfig, TransferOptimSection
 from codo.errors import CodoError, Interrupted
+from codo.jobs.transfer import load_transfer_config, resume, transfer
+from codo.jobs.transfer.data import load_data
+from codo.jobs.transfer.loop import Training, learning_rate
+from codo.jobs.transfer.run import Start, load_detector
 from codo.runs.weights_file import read_weights
-from codo.transfer import load_transfer_config, resume, transfer
-from codo.transfer.data import load_data
-from codo.transfer.loop import Training, learning_rate
-from codo.transfer.run import Start, load_detector
 
 Make = Callable[..., TransferConfig]
 

@@ -14,15 +14,15 @@ from torch.utils.data import DataLoader
 
 from codo.config.transfer import TransferConfig, TransferOptimSection
 from codo.errors import CodoError, Interrupted
+from codo.jobs.transfer.dataset import DetectionDataset, Sample, batches, steps_per_epoch
+from codo.jobs.transfer.detectors import Detector
+from codo.jobs.transfer.evaluate import CocoMetrics, loader_options, to_input
 from codo.runs.checkpoint import save_checkpoint
 from codo.runs.console import PLAIN_SECONDS, JobProgress
 from codo.runs.hardware import Hardware
 from codo.runs.interrupt import StopRequest
 from codo.runs.record import RunFolder
 from codo.runs.seed import integer_seed
-from codo.transfer.dataset import DetectionDataset, Sample, batches, steps_per_epoch
-from codo.transfer.detectors import Detector
-from codo.transfer.evaluate import CocoMetrics, loader_options, to_input
 
 REFERENCE_BATCH = 16
 """Batch size that `optim.lr` is for (detectron2)."""

@@ -6,7 +6,7 @@ from transfer_parts import ARCHITECTURE
 from codo.config.sections import ArchitectureSection
 from codo.config.transfer import DetectionSection
 from codo.errors import CodoError
-from codo.transfer.detectors import Detector, batch_norms, build_faster_rcnn
+from codo.jobs.transfer.detectors import Detector, batch_norms, build_faster_rcnn
 
 SIZES = DetectionSection(min_size=(64,), max_size=96, roi_batch_size=8)
 TARGETS = [{"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([2])}]

@@ -15,19 +15,19 @@ from codo.config.load import differences, fingerprint, load_config
 from codo.config.transfer import TransferConfig
 from codo.data.images import ImageError
 from codo.errors import CodoError
+from codo.jobs.transfer.data import Data, load_data
+from codo.jobs.transfer.dataset import DetectionDataset, read_image
+from codo.jobs.transfer.detectors import Detector, build_faster_rcnn
+from codo.jobs.transfer.evaluate import CocoMetrics, Predictions, coco_metrics, evaluate
+from codo.jobs.transfer.loop import Training
+from codo.jobs.transfer.proof import normalisation, prove
+from codo.jobs.transfer.weights import check_architecture, fresh_coverage, load_into_detector, read_source
 from codo.runs.checkpoint import load_checkpoint
 from codo.runs.files import write_json, write_text
 from codo.runs.hardware import Hardware
 from codo.runs.record import RunFolder
 from codo.runs.seed import integer_seed
 from codo.runs.weights_file import save_weights
-from codo.transfer.data import Data, load_data
-from codo.transfer.dataset import DetectionDataset, read_image
-from codo.transfer.detectors import Detector, build_faster_rcnn
-from codo.transfer.evaluate import CocoMetrics, Predictions, coco_metrics, evaluate
-from codo.transfer.loop import Training
-from codo.transfer.proof import normalisation, prove
-from codo.transfer.weights import check_architecture, fresh_coverage, load_into_detector, read_source
 
 LENGTHS = ("optim.epochs", "optim.iterations")
 """Fields of which a resumed run may have more."""

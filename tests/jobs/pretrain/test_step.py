@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
-from codo.pretrain.build import build_dataset, find_sources
-from codo.pretrain.loop import Shortcut, StepResult, cosine_lr, level_boxes
-from codo.pretrain.run import Run
+from codo.jobs.pretrain.build import build_dataset, find_sources
+from codo.jobs.pretrain.loop import Shortcut, StepResult, cosine_lr, level_boxes
+from codo.jobs.pretrain.run import Run
 
 SWITCHES = ["background", "alignment", "hierarchy"]
 
@@ -154,7 +154,7 @@ GOLDEN = {
     "codo": [6.27762, 8.37644, 10.30294, 11.66502],
     "moco_v2": [1.21669, 2.56198, 2.71765, 3.11615],
 }
-"""Losses of the first steps. A refactor leaves them as they are; a change of the method writes them anew, and says so."""
+"""Losses of the first steps. A refactor leaves them; a change of the method writes them anew, and says so."""
 
 
 @pytest.mark.parametrize("name", GOLDEN)

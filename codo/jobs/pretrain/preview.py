@@ -14,8 +14,8 @@ from codo.augment.colour import IMAGENET_MEAN, IMAGENET_STD
 from codo.augment.views import DrawBackground
 from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
-from codo.pretrain.build import build_dataset, find_sources
-from codo.pretrain.samples import StepSampler
+from codo.jobs.pretrain.build import build_dataset, find_sources
+from codo.jobs.pretrain.samples import StepSampler
 from codo.runs.files import atomic_path
 
 CELL = 192

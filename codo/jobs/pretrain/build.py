@@ -25,10 +25,10 @@ from codo.data.coco import background_paths, data_fingerprint
 from codo.data.images import list_images
 from codo.data.sample import sample_data
 from codo.errors import CodoError
+from codo.jobs.pretrain.samples import Background, SampleDataset
 from codo.losses import ImageLoss, InstanceLoss, KeyQueue, LevelLoss
 from codo.model import AlignedEncoder, MomentumEncoder, StageEncoder, build_encoder
-from codo.pretrain.samples import Background, SampleDataset
-from codo.runs.console import counter
+from codo.runs.console import counter, warn
 from codo.runs.seed import generator, integer_seed, torch_generator
 
 Loss = ImageLoss | InstanceLoss | LevelLoss
@@ -77,7 +77,7 @@ def find_sources(config: PretrainConfig) -> Sources:
     if foregrounds is None and backgrounds is not None:
         raise CodoError("data.foregrounds: name a folder of images, as backgrounds are named (--foregrounds DIR)")
     if foregrounds is None:
-        sample = sample_data()
+        sample = sample_data(progress=counter("rendering sample data"))
         foregrounds, backgrounds = str(sample / "foregrounds"), str(sample / "detection")
         names = {"foregrounds": "built-in sample data", "backgrounds": "built-in sample data"}
     else:
@@ -113,9 +113,12 @@ def build_dataset(config: PretrainConfig, sources: Sources) -> SampleDataset:
     """Open the images (decoding them once into the cache) and compose the views."""
 
     def pool(name: str, paths: list[Path], square: int | None = None, short_side: int | None = None) -> ImagePool:
-        return ImagePool.build(
+        found = ImagePool.build(
             paths, square=square, short_side=short_side, cache=config.run.cache, progress=counter(f"decoding {name}")
         )
+        if found.note:
+            warn(f"{name}: {found.note}")
+        return found
 
     foregrounds = pool("foregrounds", sources.foregrounds, short_side=int(FOREGROUND_DETAIL * config.canvas))
     check_enough(len(foregrounds), config)

@@ -1,6 +1,6 @@
 """The downstream job: detectors, pretrained weights into them (counted and proven), training, COCO evaluation."""
 
-from codo.transfer.run import TransferResult, resume, transfer
-from codo.transfer.settings import load_transfer_config
+from codo.jobs.transfer.run import TransferResult, resume, transfer
+from codo.jobs.transfer.settings import load_transfer_config
 
 __all__ = ["TransferResult", "load_transfer_config", "resume", "transfer"]
