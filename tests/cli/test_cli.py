@@ -1,0 +1,175 @@
+"""The command line: quick, plain in a pipe, one line and exit code 2 for a user's mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from codo.runs.weights_file import read_weights
+from tests.parts import TINY
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def codo(*arguments: str, cwd: Path | None = None, **more) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "cli.py"), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=250, **more)
+
+
+SETS = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
+
+
+def test_help_answers_at_once():
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        done = codo("--help")
+        times.append(time.perf_counter() - start)
+    assert done.returncode == 0
+    for command in ("pretrain", "preview", "transfer", "sample-data", "demo"):
+        assert command in done.stdout
+    assert min(times) < 0.4, f"{statistics.median(times):.2f} s"
+
+
+@pytest.mark.parametrize("command", ["pretrain", "preview", "transfer", "sample-data", "demo"])
+def test_no_command_imports_torch_before_it_runs(command):
+    code = f"import sys; from codo.cli import cli\ntry: cli(['{command}', '--help'])\nexcept SystemExit: pass\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code + "print('torch' in sys.modules)"], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert done.stdout.rstrip().endswith("False")
+
+
+def test_import_codo_is_light_and_names_its_api():
+    code = "import codo, sys; print('torch' in sys.modules, all(hasattr(codo, n) for n in codo.__all__))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.stdout.split() == ["False", "True"]
+    code = "import codo, codo.jobs.pretrain.run, codo.jobs.transfer.run; assert callable(codo.pretrain)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["pretrian"], "Did you mean 'pretrain'"),
+        (["pretrain", "--epoch", "x"], "--epoch"),
+        (["pretrain", "--set", "optim.epoch=3"], "did you mean optim.epochs"),
+        (["pretrain", "--config", "absent.yaml"], "cannot read absent.yaml"),
+        (["pretrain", "--preset", "large"], "there are small, codo"),
+        (["pretrain", "--foregrounds", "absent", "--no-background"], "absent"),
+        (["pretrain", "--resume", "absent"], "absent is not a run folder"),
+        (["pretrain", "--resume", "absent", "--out", "x"], "--resume takes its config from the run"),
+        (["transfer", "--weights", "absent"], "absent"),
+        (["transfer", "--data", "absent"], "absent"),
+        (["transfer", "--resume", "absent"], "absent is not a run folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, said):
+    done = codo(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pretrain_from_flags_file_and_set(images, tmp_path):
+    (tmp_path / "c.yaml").write_text("optim: {epochs: 9}\nseed: 4\n")
+    sources = ["--foregrounds", str(images / "foregrounds"), "--backgrounds", str(images / "backgrounds")]
+    done = codo(
+        "pretrain", *sources, "--config", "c.yaml", "--epochs", "1", "--no-hierarchy", "--no-jitter", *SETS, "--set",
+        "optim.epochs=1", "--out", "run", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "next: codo transfer --weights run" in done.stdout
+    assert "pretrain 3/3" in done.stderr
+    import yaml
+
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["seed"] == 4
+    assert config["hierarchy"] is False
+    assert config["jitter"]["mode"] == "none"
+    assert config["optim"]["epochs"] == 1
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 3
+    assert codo("pretrain", "--resume", "run", "--seed", "5", cwd=tmp_path).returncode == 2
+
+
+def test_dry_run_prints_the_config_and_the_facts(images, tmp_path):
+    sources = ["--foregrounds", str(images / "foregrounds"), "--backgrounds", str(images / "backgrounds")]
+    done = codo("pretrain", *sources, *SETS, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    import yaml
+
+    assert yaml.safe_load(done.stdout)["model"]["backbone"] == "resnet10t"
+    for fact in (
+        "# parameters: backbone",
+        "# time: about",
+        "# memory:",
+        "# steps: 6 in 2 epochs",
+        "# losses: 1 x level",
+    ):
+        assert fact in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_in_a_real_process_resumes_to_the_same_end(images, tmp_path):
+    sources = ["--foregrounds", str(images / "foregrounds"), "--backgrounds", str(images / "backgrounds")]
+    command = ["pretrain", *sources, *SETS, "--set", "optim.epochs=12"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "cli.py"), *command, "--out", "run"],
+        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    until = time.monotonic() + 120
+    while time.monotonic() < until and not (metrics.is_file() and metrics.read_text().count("\n") >= 3):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "codo pretrain --resume run" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert codo("pretrain", "--resume", "run", cwd=tmp_path).returncode == 0
+    assert codo(*command, "--out", "whole", cwd=tmp_path).returncode == 0
+    ours, theirs = (read_weights(tmp_path / name / "weights.safetensors") for name in ("run", "whole"))
+    assert ours[1] == theirs[1]
+    assert ours[0].keys() == theirs[0].keys()
+    assert all(torch.equal(ours[0][key], theirs[0][key]) for key in theirs[0])
+
+
+def test_on_a_terminal_progress_is_live(images, tmp_path):
+    master, slave = pty.openpty()
+    sources = ["--foregrounds", str(images / "foregrounds"), "--backgrounds", str(images / "backgrounds")]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TERM": "xterm", "COLUMNS": "160"}
+    process = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "cli.py"), "pretrain", *sources, *SETS, "--out", "run"],
+        cwd=tmp_path, env=environment, stdout=slave, stderr=slave, stdin=slave,
+    )  # fmt: skip
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(master, 65536)
+        except OSError:
+            break
+        if not piece:
+            break
+        shown += piece
+    assert process.wait(timeout=60) == 0
+    text = shown.decode()
+    assert "\x1b[" in text
+    for figure in ("loss", "level", "images/s", "data wait", "left"):
+        assert figure in text
