@@ -49,7 +49,7 @@ def demo(out: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
 
     say(f"3. pretraining without labels -> {out / 'pretrain'}")
     run = out / "pretrain"
-    _finish(run, lambda: pretraining.resume(run), lambda: pretraining.pretrain(config, run))
+    _finish(run, say, lambda: pretraining.resume(run), lambda: pretraining.pretrain(config, run))
     rows = []
     for number, (name, weights) in enumerate({"none": "none", "codo": str(run)}.items(), 4):
         folder = out / f"transfer-{name}"
@@ -58,6 +58,7 @@ def demo(out: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
         settings = transferring.load_transfer_config(preset="small", flags=flags)
         summary = _finish(
             folder,
+            say,
             lambda folder=folder: transferring.resume(folder),  # type: ignore[misc]
             lambda folder=folder, settings=settings: transferring.transfer(settings, folder),  # type: ignore[misc]
         )
@@ -77,12 +78,16 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _finish(folder: Path, resume: Callable[[], Any], start: Callable[[], Any]) -> dict[str, Any]:
+def _finish(
+    folder: Path, say: Callable[[str], None], resume: Callable[[], Any], start: Callable[[], Any]
+) -> dict[str, Any]:
     """Bring the run in `folder` to its end, and read its summary."""
-    if not (folder / "summary.json").is_file():
-        if (folder / "checkpoint.pt").is_file():
-            resume()
-        else:
-            shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint
-            start()
+    if (folder / "summary.json").is_file():
+        say("   finished before, kept")
+    elif (folder / "checkpoint.pt").is_file():
+        say("   stopped before, goes on")
+        resume()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint
+        start()
     return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
