@@ -154,13 +154,15 @@ class Clock:
     """Images a second and the share of time spent waiting for data, since the last `read`."""
 
     def __init__(self) -> None:
-        self.waited = 0.0
-        self.images = 0
-        self.start = time.perf_counter()
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.waited, self.images, self.start = 0.0, 0, time.perf_counter()
 
     def read(self) -> dict[str, float]:
         """Return both figures and begin anew."""
         elapsed = max(time.perf_counter() - self.start, 1e-9)
         figures = {"images_per_s": self.images / elapsed, "data_wait": self.waited / elapsed}
-        self.__init__()  # type: ignore[misc]
+        self.reset()
         return figures

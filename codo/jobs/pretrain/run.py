@@ -31,9 +31,6 @@ from codo.runs.interrupt import StopRequest
 from codo.runs.record import RunFolder
 from codo.runs.weights_file import save_weights
 
-MAY_CHANGE = ("optim.epochs", "run.")
-"""Fields (or sections) that a resumed run may change."""
-
 
 @dataclass(frozen=True)
 class PretrainResult:
@@ -71,25 +68,32 @@ def resume(path: Path, changes: dict[str, Any] | None = None) -> PretrainResult:
 
     Args:
         path: the run folder.
-        changes: dotted field -> value; the number of epochs and the `run` section may change.
+        changes: dotted field -> value; the `run` section may change, and the number of epochs grow.
 
     Raises:
-        CodoError: no run there, no checkpoint yet, other fields changed, or the data set did.
+        CodoError: no run there, no checkpoint yet, nothing left to do, other fields changed, or the images did.
     """
     folder = RunFolder.open(path)
     before, config = (load_pretrain_config(file=path / "config.yaml", flags=flags) for flags in (None, changes))
-    refused = [key for key in differences(before, config) if not key.startswith(MAY_CHANGE)]
+    changed = differences(before, config)
+    longer = before.optim.epochs < config.optim.epochs
+    refused = {
+        key: pair
+        for key, pair in changed.items()
+        if not key.startswith("run.") and not (key == "optim.epochs" and longer)
+    }
     if refused:
-        raise CodoError(
-            f"--resume {path}: a resumed run keeps its config, and {', '.join(refused)} would change; "
-            "start a new run for that (only epochs, device and the like may change)"
-        )
+        told = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in refused.items())
+        raise CodoError(f"--resume {path}: a resumed run keeps its config ({told}); only run.* may change, epochs grow")
+    if folder.complete and not longer:
+        raise CodoError(f"--resume {path}: the run is complete; ask for more epochs to continue it")
     sources = find_sources(config)
     if sources.fingerprint != folder.environment()["data"]["fingerprint"]:
         raise CodoError(f"--resume {path}: the images are not those that the run began with")
     checkpoint = load_checkpoint(path / "checkpoint.pt")
     run = Run(config, build_dataset(config, sources))
     run.load(checkpoint)
+    (path / "summary.json").unlink(missing_ok=True)  # what is longer is not complete
     folder.rewind_metrics(run.step)
     run.write_start(folder, sources)
     return run.execute(folder)
@@ -162,19 +166,18 @@ class Run:
     def execute(self, folder: RunFolder) -> PretrainResult:
         """Run to the end: steps, metrics, a checkpoint an epoch, weights, summary."""
         start, first, batch_size = time.monotonic(), self.step, self.config.optim.batch_size
-        clock, total, shortcut, last = Clock(), Clock(), Shortcut(), StepResult()
-        warned = False
+        clock, total, shortcut, warned = Clock(), Clock(), Shortcut(), False
         with StopRequest() as stop, JobProgress(self.steps, "pretrain", self.step) as progress:
             batches = self.batches(self.steps)
             while self.step < self.steps:
                 waiting = time.perf_counter()
                 batch = next(batches)
                 waited = time.perf_counter() - waiting
-                lr, last = self.lr, self.advance(batch)
+                lr, result = self.lr, self.advance(batch)
                 self.unreadable += batch.skipped
                 for c in (clock, total):
                     c.waited, c.images = c.waited + waited, c.images + batch_size
-                if shortcut.update(last) and not warned:
+                if shortcut.update(result) and not warned:
                     warned = True
                     progress.note(
                         f"warning: accuracy against the queue is {shortcut.queue:.2f}, among the keys of a batch "
@@ -182,7 +185,7 @@ class Run:
                         "--set loss.negatives=batch, a smaller loss.queue_size or a larger model.key_momentum"
                     )
                 if self.step % self.config.run.log_every == 0 or self.step == self.steps:
-                    record = self.record(last, lr) | clock.read()
+                    record = self.record(result, lr) | clock.read()
                     folder.log(record)
                     progress.update(self.step, shown(record))
                 if self.step % self.per_epoch == 0 or stop.number is not None:
@@ -202,12 +205,12 @@ class Run:
             "seconds": round(time.monotonic() - start, 1),
             "resumed_at_step": first,
             **{k: round(v, 4) for k, v in total.read().items()},
-            **self.record(last, self.lr),
+            **self.last_epoch(folder),
             "unreadable_images": self.unreadable,
             "shortcut": warned,
             "peak_memory_mib": round(peak_memory(self.hardware) / 2**20),
         }
-        folder.write_summary({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in summary.items()})
+        folder.write_summary(summary)
         return PretrainResult(folder.path, summary)
 
     def record(self, result: StepResult, lr: float) -> dict[str, float]:
@@ -221,6 +224,13 @@ class Run:
             "batch_accuracy": result.batch_accuracy,
             "lr": lr,
         }
+
+    def last_epoch(self, folder: RunFolder) -> dict[str, float | None]:
+        """Average the logged losses and accuracies of the last epoch."""
+        logged = [record for record in folder.metrics() if record["step"] > self.steps - self.per_epoch]
+        names = [key for key in logged[-1] if key.startswith("loss") or key.endswith("accuracy")]
+        values = {name: [r[name] for r in logged if r[name] is not None] for name in names}
+        return {name: sum(v) / len(v) if v else None for name, v in values.items()}
 
     def metadata(self, folder: RunFolder) -> dict[str, str]:
         """Describe the weights for whoever loads them."""

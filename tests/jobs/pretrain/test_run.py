@@ -109,8 +109,11 @@ def test_metrics_after_the_checkpoint_are_computed_again_and_not_doubled(finishe
 
 
 def test_resume_refuses_what_would_not_be_the_same_run(finished, tiny, tmp_path, monkeypatch):
-    with pytest.raises(CodoError, match=r"optim\.batch_size would change"):
-        resume(finished.path, {"optim.batch_size": 6})
+    for changes in ({"optim.batch_size": 6}, {"optim.epochs": 1}, {"seed": 1}):
+        with pytest.raises(CodoError, match=rf"{next(iter(changes))} \d -> \d"):
+            resume(finished.path, changes)
+    with pytest.raises(CodoError, match=r"is complete; ask for more epochs"):
+        resume(finished.path)
     with pytest.raises(CodoError, match="not a run folder"):
         resume(tmp_path)
     out = tmp_path / "early"
