@@ -27,7 +27,8 @@ def patch_size(
         InsLoc.
     """
     low, high = (bound * canvas / REFERENCE_CANVAS for bound in side)
-    first, second = rng.integers(max(1, round(low)), max(1, int(high)) + 1, size=2)
+    least = max(1, round(low))
+    first, second = rng.integers(least, max(least, int(high)) + 1, size=2)
     long, short = max(crop_width, crop_height), min(crop_width, crop_height)
     scale = min(max(first, second) / long, min(first, second) / short)
     return max(1, int(crop_width * scale + 0.5)), max(1, int(crop_height * scale + 0.5))

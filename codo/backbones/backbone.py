@@ -7,6 +7,7 @@ from collections import OrderedDict
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
@@ -56,6 +57,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.body, self.stage_channels = _timm_body(name)
+        self._nhwc = getattr(self.body, "output_fmt", None) == "NHWC"  # Swin's order; timm names it
         self.fpn: nn.Module | None = None
         if fpn_channels is not None:
             self.fpn = FeaturePyramidNetwork(
@@ -73,8 +75,7 @@ class Backbone(nn.Module):
             Four maps `(B, C_k, H/2^k, W/2^k)`, k = 2..5.
         """
         maps = self.body(images)
-        # Some timm families (Swin) hand back NHWC.
-        return [c if c.shape[1] == n else c.permute(0, 3, 1, 2) for c, n in zip(maps, self.stage_channels, strict=True)]
+        return [c.permute(0, 3, 1, 2) for c in maps] if self._nhwc else list(maps)
 
     def pyramid(self, stages: list[Tensor]) -> OrderedDict[str, Tensor]:
         """Compute P2-P5 (keys "0".."3", torchvision's), and what `extra_blocks` adds ("pool"), from C2-C5."""
@@ -106,5 +107,21 @@ def _timm_body(name: str) -> tuple[nn.Module, list[int]]:
             f"backbone: {name} has maps of stride {strides}, a feature pyramid needs 4, 8, 16 and 32; "
             "resnet*, regnet*, convnext*, swin*, efficientnet* and mobilenetv3* have them"
         )
-    body: Any = timm.create_model(name, features_only=True, out_indices=[strides.index(s) for s in STRIDES])
+    indices = [strides.index(s) for s in STRIDES]
+    body: Any = timm.create_model(name, features_only=True, out_indices=indices)
+    try:
+        _try_size(body)
+    except AssertionError:  # Swin: made for one image size unless told otherwise
+        try:
+            body = timm.create_model(name, features_only=True, out_indices=indices, strict_img_size=False)
+            _try_size(body)
+        except (TypeError, AssertionError, RuntimeError) as error:
+            raise CodoError(f"backbone: {name} takes images of one size only ({error})") from error
     return body, body.feature_info.channels()
+
+
+@torch.no_grad()
+def _try_size(body: nn.Module) -> None:
+    """Pass an image of a size that no model is made for."""
+    body.eval()(torch.zeros(1, 3, 96, 64))
+    body.train()

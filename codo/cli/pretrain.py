@@ -53,7 +53,9 @@ def report(result: Any) -> None:
         markup=False,
     )
     if s["unreadable_images"]:
-        console.print(f"{s['unreadable_images']} unreadable images were left out or passed over", markup=False)
+        names = ", ".join(s["unreadable_images"][:5])
+        count = len(s["unreadable_images"])
+        console.print(f"{count} unreadable images were left out or passed over: {names}", markup=False)
     console.print(f"next: codo transfer --weights {result.path} --data DIR", markup=False)
 
 

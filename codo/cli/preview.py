@@ -25,5 +25,5 @@ def preview_command(samples: int, out: Path, **options: Any) -> None:
     config = read_config(options)
     from codo.jobs.pretrain.preview import preview
 
-    preview(config, samples, out)
-    click.echo(f"wrote {out}: {samples} samples of epoch 0, seed {config.seed}")
+    drawn = preview(config, samples, out)
+    click.echo(f"wrote {out}: {drawn} samples of epoch 0, seed {config.seed}")

@@ -46,7 +46,7 @@ def load_config(
     tree = _read_yaml(file) if file else {}
     named = tree.pop("preset", None)
     name = preset or named or (None if file else default_preset)
-    if name is not None and name not in presets:
+    if name is not None and (not isinstance(name, str) or name not in presets):
         raise CodoError(f"preset: no preset {name!r}; there are {', '.join(presets)}")
     merged = _merge(dict(presets[name]) if name is not None else {}, tree)
     given = {key: value for key, value in (flags or {}).items() if value is not None}
@@ -184,5 +184,11 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     if not loc:
         return f"config: {message}"
     value = first.get("input")
-    field = [part for part in loc if not part.startswith("literal[") and part not in ("int", "float", "str")]
+    field = [
+        part
+        for part in loc
+        if not part.startswith("literal[")
+        and part not in ("int", "float", "str")
+        and not part.startswith("constrained-")
+    ]
     return f"config: {'.'.join(field)} = {value!r}: {message[0].lower()}{message[1:]}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from codo.config.sections import ArchitectureSection, RunSection, Section
 
@@ -107,8 +107,8 @@ class LossSection(Section):
     """The box at every pyramid level; without alignment the canvas at every stage. Unset: 1 with hierarchy."""
     levels: tuple[Level, ...] = ALL_LEVELS
     """The levels of the level loss."""
-    level_weights: tuple[Annotated[float, Field(ge=0)], ...] = (1.0, 1.0, 1.0, 1.0)
-    """One weight for each of `levels`."""
+    level_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    """One weight for each of `levels`; unset: all 1 (InsLoc)."""
     temperature: Positive = 0.2
     negatives: Literal["queue", "batch", "both"] = "queue"
     """`queue` (MoCo), `batch` (the other keys of the step), `both`."""
@@ -133,6 +133,11 @@ class PretrainRunSection(RunSection):
 
     cache: Literal["auto", "disk", "off"] = "auto"
     """Decoded images as one memory-mapped file: `auto` while it is small (4 GiB), `off` decodes each time."""
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML 1.1 reads a bare off as false
 
 
 class PretrainConfig(Section):
@@ -170,6 +175,11 @@ class PretrainConfig(Section):
         weights = {name: getattr(self.loss, name) for name in follows}
         resolved = {name: float(on) if weights[name] is None else weights[name] for name, on in follows.items()}
         return {name: weight for name, weight in resolved.items() if weight > 0}
+
+    @property
+    def level_weights(self) -> tuple[float, ...]:
+        """The weight of each of `loss.levels`."""
+        return self.loss.level_weights if self.loss.level_weights is not None else (1.0,) * len(self.loss.levels)
 
     @property
     def uses_backgrounds(self) -> bool:
@@ -212,9 +222,9 @@ class PretrainConfig(Section):
         for name, levels in {"loss.levels": self.loss.levels, "jitter.levels": self.jitter.levels}.items():
             if not levels or list(levels) != sorted(set(levels)):
                 raise ValueError(f"{name}: one or more of 2, 3, 4, 5, ascending, each once")
-        if len(self.loss.level_weights) != len(self.loss.levels):
+        if len(self.level_weights) != len(self.loss.levels):
             raise ValueError(
-                f"loss.level_weights: {len(self.loss.level_weights)} weights for {len(self.loss.levels)} levels"
+                f"loss.level_weights: {len(self.level_weights)} weights for {len(self.loss.levels)} levels"
             )
         if self.optim.batch_size % self.model.bn_groups or self.optim.batch_size < 2 * self.model.bn_groups:
             raise ValueError(

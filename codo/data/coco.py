@@ -294,6 +294,8 @@ def _clean(annotation: dict[str, Any], box: Any, width: int, height: int) -> str
     if (x0, y0) != (x, y) or x + w > width or y + h > height:
         w, h = x1 - x0, y1 - y0
     annotation["bbox"] = [x0, y0, w, h]
-    annotation.setdefault("area", w * h)
-    annotation["iscrowd"] = 1 if annotation.get("iscrowd") else 0
+    area = annotation.get("area")
+    if not isinstance(area, int | float) or not math.isfinite(area):  # absent, null, a string: the box's own
+        annotation["area"] = w * h
+    annotation["iscrowd"] = 1 if annotation.get("iscrowd") in (1, True, "1") else 0
     return BOX_CLIPPED if clipped else None

@@ -22,6 +22,9 @@ PRETRAIN = {"views": 1, "optim.epochs": 6}
 TRANSFER = {"optim.epochs": 6, "optim.eval_every": 2, "detection.min_size": [160], "detection.max_size": 224}
 """Sizes that two cores can bear in some minutes; too small for any conclusion."""
 
+BEGUN = {"config.yaml", "environment.json", "coverage.json", "metrics.jsonl"}
+"""What a run may have written before its first checkpoint."""
+
 
 def demo(out: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Run the demonstration; what a former call has finished is kept, what it left half-done goes on.
@@ -88,6 +91,7 @@ def _finish(
         say("   stopped before, goes on")
         resume()
     else:
-        shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint
+        if folder.is_dir() and {file.name for file in folder.iterdir()} <= BEGUN:
+            shutil.rmtree(folder)  # stopped before its first checkpoint; anything else there is refused by `start`
         start()
     return json.loads((folder / "summary.json").read_text(encoding="utf-8"))

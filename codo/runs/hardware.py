@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 
 from codo.config.sections import RunSection
 from codo.errors import CodoError
+
+CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,15 @@ class Hardware:
             CodoError: an unknown or absent device; more threads and workers than cores.
         """
         device = _device(run.device)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = available_cores()
         if run.workers != "auto":
             workers = run.workers
         elif device.type != "cpu":
             workers = min(cores - 1, 16)
         else:
             workers = max(1, cores // 4) if heavy_loading and cores > 1 else cores // 8
-        threads = max(1, cores - workers) if run.threads == "auto" else run.threads
+        wanted = int(os.environ.get("OMP_NUM_THREADS") or cores)
+        threads = max(1, min(wanted, cores - workers)) if run.threads == "auto" else run.threads
         if device.type == "cpu" and (run.workers, run.threads) != ("auto", "auto") and threads + workers > cores:
             # Oversubscribed cores make every convolution wait for its slowest thread.
             raise CodoError(
@@ -72,6 +76,16 @@ class Hardware:
         """Say it in one line."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
         return f"{name}, {self.precision}, {self.threads} threads, {self.workers} loader workers"
+
+
+def available_cores() -> int:
+    """Count the cores this process may use: by affinity, and by the quota of its container (cgroup v2)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = CGROUP_QUOTA.read_text(encoding="ascii").split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no cgroup v2, or no quota ("max")
+        return cores
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -7,6 +7,15 @@ import threading
 from types import FrameType, TracebackType
 
 
+def ignore_stop_signals() -> None:
+    """Call it in a loader worker: signals reach the whole process group, and the training process decides.
+
+    A worker that outlives its training process notices by itself (torch's watchdog).
+    """
+    for number in StopRequest.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class StopRequest:
     """While open, SIGINT and SIGTERM are remembered instead of obeyed; a second Ctrl-C is obeyed at once.
 

@@ -42,6 +42,18 @@ class RunFolder:
         self.path = path
 
     @staticmethod
+    def check_free(out: Path | None) -> None:
+        """Refuse a folder that holds something, before any work is done for it.
+
+        Raises:
+            CodoError: `out` exists and is not empty.
+        """
+        if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise CodoError(
+                f"--out {out} exists already; name another folder, or continue that run with --resume {out}"
+            )
+
+    @staticmethod
     def create(out: Path | None, kind: str) -> RunFolder:
         """Make a new run folder.
 
@@ -54,10 +66,7 @@ class RunFolder:
         """
         try:
             if out is not None:
-                if out.exists() and (not out.is_dir() or any(out.iterdir())):
-                    raise CodoError(
-                        f"--out {out} exists already; name another folder, or continue that run with --resume {out}"
-                    )
+                RunFolder.check_free(out)
                 out.mkdir(parents=True, exist_ok=True)
                 return RunFolder(out)
             Path("runs").mkdir(exist_ok=True)
@@ -86,7 +95,11 @@ class RunFolder:
     def write_start(self, config: BaseModel, fingerprint: str, data: dict[str, Any], hardware: Hardware) -> None:
         """Record what is about to run: the resolved config and the environment."""
         write_text(self.path / "config.yaml", dump_yaml(config))
-        write_json(self.path / "environment.json", environment(fingerprint, data, hardware))
+        now = environment(fingerprint, data, hardware)
+        if (self.path / "environment.json").is_file():  # resumed: what it began with stays on record
+            before = self.environment()
+            now["earlier"] = [*before.pop("earlier", []), before]
+        write_json(self.path / "environment.json", now)
 
     def environment(self) -> dict[str, Any]:
         """Read back what `write_start` recorded of the environment."""

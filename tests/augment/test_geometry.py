@@ -40,6 +40,7 @@ def test_patch_bounds_scale_with_the_canvas():
     assert sizes.max() <= 95
     assert sizes.max(1).min() >= 47
     assert sizes.max() > 85
+    assert max(patch_size(rng, 50, 50, 96, (100.0, 100.0))) == 38  # bounds between two whole pixels: the nearer one
 
 
 def test_crop_area_is_uniform_and_aspect_log_uniform():

@@ -27,6 +27,14 @@ def test_precedence_is_preset_file_flags_set(tmp_path):
     assert config.seed == 0
 
 
+def test_yamls_bare_off_is_off():
+    assert load(sets=["run.cache=off"]).run.cache == "off"
+
+
+def test_level_weights_default_to_one_a_level():
+    assert load(sets=["loss.levels=[3,4]"]).level_weights == (1.0, 1.0)
+
+
 def test_the_default_preset_runs_when_nothing_is_named_and_a_file_stands_on_its_own(tmp_path):
     assert load().canvas == 96
     file = tmp_path / "c.yaml"
@@ -50,7 +58,7 @@ def test_the_default_preset_runs_when_nothing_is_named_and_a_file_stands_on_its_
         (["canvas=100"], "multiple of 32"),
         (["loss.levels=[9]"], "2, 3, 4 or 5"),
         (["loss.levels=[3,2]", "loss.level_weights=[1,1]"], "ascending"),
-        (["loss.levels=[2,3]"], "loss.level_weights: 4 weights for 2 levels"),
+        (["loss.levels=[2,3]", "loss.level_weights=[1,1,1]"], "loss.level_weights: 3 weights for 2 levels"),
         (["alignment=false", "loss.instance=1"], "needs alignment"),
         (["hierarchy=false", "loss.level=1"], "hierarchy is off"),
         (["loss.level=0"], "hierarchy=false instead"),
@@ -76,6 +84,7 @@ def test_what_is_wrong_is_said_in_one_line(sets, said):
         ("optim: [1, 2\n", "not YAML"),
         ("- a\n- b\n", "holds a list"),
         ("preset: big\n", "there are small, codo"),
+        ("preset: [a]\n", "there are small, codo"),
         ("!!python/object/apply:os.system ['true']\n", "not YAML"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,8 @@ class Sources:
     @property
     def fingerprint(self) -> str:
         """Name the data: 16 hex digits."""
-        return data_fingerprint([*self.foregrounds, *self.backgrounds])
+        parts = [data_fingerprint(paths) if paths else "" for paths in (self.foregrounds, self.backgrounds)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def record(self) -> dict[str, str | int]:
         """Describe the data for the run folder."""
@@ -70,10 +72,15 @@ class Sources:
 def find_sources(config: PretrainConfig) -> Sources:
     """List the images of a config; the built-in sample data where it names none.
 
+    Args:
+        config: of the pretraining.
+
     Raises:
-        CodoError: a folder is missing or empty, backgrounds are needed and not named, or no batch can be filled.
+        CodoError: a folder is missing or empty, or backgrounds are needed and not named.
     """
     foregrounds, backgrounds = config.data.foregrounds, config.data.backgrounds
+    if foregrounds is not None and not Path(foregrounds).is_dir():
+        list_images(Path(foregrounds))  # says what is wrong with it, before anything else is looked at
     if foregrounds is None and backgrounds is not None:
         raise CodoError("data.foregrounds: name a folder of images, as backgrounds are named (--foregrounds DIR)")
     if foregrounds is None:
@@ -91,12 +98,13 @@ def find_sources(config: PretrainConfig) -> Sources:
     if config.data.limit is not None and config.data.limit < len(images):
         drawn = generator("foregrounds", config.seed).permutation(len(images))[: config.data.limit]
         images = [images[i] for i in sorted(drawn)]
+    if backgrounds is not None and not config.uses_backgrounds and config.data.backgrounds is not None:
+        warn("data.backgrounds is named, and this config pastes nothing on them")
     sources = Sources(
         images,
         background_paths(Path(backgrounds)) if config.uses_backgrounds and backgrounds else [],
         names,
     )
-    check_enough(len(sources.foregrounds), config)
     return sources
 
 
@@ -118,10 +126,14 @@ def build_dataset(config: PretrainConfig, sources: Sources) -> SampleDataset:
         )
         if found.note:
             warn(f"{name}: {found.note}")
+        for file, reason in found.broken[:5]:
+            warn(f"{name}: left out {file.name}: {reason}")
+        unreadable.update(f"{name}: {file.name}" for file, _ in found.broken)
         return found
 
+    unreadable: set[str] = set()
+
     foregrounds = pool("foregrounds", sources.foregrounds, short_side=int(FOREGROUND_DETAIL * config.canvas))
-    check_enough(len(foregrounds), config)
     view: PasteView | CropView
     if config.background:
         mix, own, downstream = config.paste.source, None, None
@@ -135,7 +147,8 @@ def build_dataset(config: PretrainConfig, sources: Sources) -> SampleDataset:
     else:
         view = CropView(config.canvas, config.crop.area, config.crop.aspect)
     colour = ColourJitter(**config.colour.model_dump())
-    return SampleDataset(foregrounds, ViewSampler(view, config.views, build_jitter(config), colour), config.seed)
+    sampler = ViewSampler(view, config.views, build_jitter(config), colour)
+    return SampleDataset(foregrounds, sampler, config.seed, unreadable)
 
 
 def build_jitter(config: PretrainConfig) -> BoxJitter:
@@ -173,7 +186,7 @@ class Method(nn.Module):
         makers: dict[str, Callable[[], Loss]] = {
             "image": lambda: ImageLoss(config.loss.temperature, config.loss.negatives),
             "instance": lambda: InstanceLoss(config.loss.temperature, config.loss.negatives),
-            "level": lambda: LevelLoss(config.loss.level_weights, config.loss.temperature, config.loss.negatives),
+            "level": lambda: LevelLoss(config.level_weights, config.loss.temperature, config.loss.negatives),
         }
         self.losses: dict[str, Loss] = {name: makers[name]() for name in self.weights}
         self.queues = nn.ModuleDict()

@@ -64,7 +64,7 @@ def train_step(
         shuffle: draws the order in which keys are embedded.
 
     Raises:
-        CodoError: the loss is not finite; nothing was changed by this step but the keys' BN statistics.
+        CodoError: the loss is not finite; the weights are those before this step.
     """
     device = hardware.device
     count = views.images.shape[1]

@@ -37,13 +37,16 @@ class RecordingBackground:
         return self.drawn[-1]
 
 
-def preview(config: PretrainConfig, samples: int, out: Path) -> None:
+def preview(config: PretrainConfig, samples: int, out: Path) -> int:
     """Draw the first samples of epoch 0, as the network would see them.
 
     Args:
         config: of the pretraining.
         samples: rows; fewer where there are fewer foregrounds.
         out: the PNG to write.
+
+    Returns:
+        The number of samples drawn.
     """
     if out.suffix.lower() != ".png":
         raise CodoError(f"--out {out}: the sheet is a PNG, name it {out.with_suffix('.png')}")
@@ -74,6 +77,7 @@ def preview(config: PretrainConfig, samples: int, out: Path) -> None:
         rows.append(cells)
     with atomic_path(out) as temporary:
         _sheet(header, rows).save(temporary, format="PNG")
+    return count
 
 
 def _visible(images: torch.Tensor, colour: ColourParameters) -> list[Image.Image]:

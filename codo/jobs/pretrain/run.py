@@ -17,15 +17,24 @@ import torch
 
 from codo._version import __version__
 from codo.augment.colour import IMAGENET_MEAN, IMAGENET_STD
+from codo.backbones import Backbone
 from codo.config.load import differences, fingerprint, load_pretrain_config
 from codo.config.pretrain import PretrainConfig
 from codo.config.sections import ArchitectureSection
 from codo.errors import CodoError, Interrupted
-from codo.jobs.pretrain.build import Method, Sources, build_dataset, build_optimizer, find_sources, scaled_lr
+from codo.jobs.pretrain.build import (
+    Method,
+    Sources,
+    build_dataset,
+    build_optimizer,
+    check_enough,
+    find_sources,
+    scaled_lr,
+)
 from codo.jobs.pretrain.loop import Clock, Shortcut, StepResult, cosine_lr, shuffle_generator, train_step
 from codo.jobs.pretrain.samples import Sample, SampleDataset, StepSampler, sample_loader
 from codo.runs.checkpoint import load_checkpoint, save_checkpoint
-from codo.runs.console import JobProgress, duration, warn
+from codo.runs.console import JobProgress, duration
 from codo.runs.hardware import Hardware
 from codo.runs.interrupt import StopRequest
 from codo.runs.record import RunFolder
@@ -56,6 +65,8 @@ def pretrain(config: PretrainConfig, out: Path | None = None) -> PretrainResult:
         CodoError: images that cannot be used, a folder that exists, a loss that is not finite.
         Interrupted: after Ctrl-C or SIGTERM, with the state saved.
     """
+    check_parts(config)
+    RunFolder.check_free(out)
     sources = find_sources(config)
     run = Run(config, build_dataset(config, sources))
     folder = RunFolder.create(out, "pretrain")
@@ -80,7 +91,8 @@ def resume(path: Path, changes: dict[str, Any] | None = None) -> PretrainResult:
     refused = {
         key: pair
         for key, pair in changed.items()
-        if not key.startswith("run.") and not (key == "optim.epochs" and longer)
+        # Paths may change where the images are the same ones, which is checked below.
+        if not key.startswith(("run.", "data.")) and not (key == "optim.epochs" and longer)
     }
     if refused:
         told = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in refused.items())
@@ -93,10 +105,17 @@ def resume(path: Path, changes: dict[str, Any] | None = None) -> PretrainResult:
     checkpoint = load_checkpoint(path / "checkpoint.pt")
     run = Run(config, build_dataset(config, sources))
     run.load(checkpoint)
-    (path / "summary.json").unlink(missing_ok=True)  # what is longer is not complete
+    for name in ("summary.json", "weights.safetensors"):  # what is longer is not complete
+        (path / name).unlink(missing_ok=True)
     folder.rewind_metrics(run.step)
     run.write_start(folder, sources)
     return run.execute(folder)
+
+
+def check_parts(config: PretrainConfig) -> None:
+    """Refuse an unknown device or backbone before any image is decoded."""
+    Hardware.resolve(config.run, heavy_loading=False)
+    Backbone(config.model.backbone, None)
 
 
 class Run:
@@ -105,10 +124,12 @@ class Run:
     Attributes:
         step: steps done.
         steps: steps of the whole run.
-        unreadable: broken images that were left out or passed over.
+        unreadable: names of broken images that were left out or passed over.
+        shortcut: whether the freshness shortcut was seen.
     """
 
     def __init__(self, config: PretrainConfig, dataset: SampleDataset) -> None:
+        check_enough(len(dataset), config)
         self.config, self.dataset = config, dataset
         self.hardware = Hardware.resolve(config.run, heavy_loading=not dataset.foregrounds.cached)
         self.hardware.apply()
@@ -117,9 +138,8 @@ class Run:
         self.optimizer = build_optimizer(config, self.method)
         self.per_epoch = len(dataset) // config.optim.batch_size
         self.step, self.steps = 0, self.per_epoch * config.optim.epochs
-        self.unreadable = len(dataset.foregrounds.broken)
-        for file, reason in dataset.foregrounds.broken[:5]:
-            warn(f"left out {file.name}: {reason}")
+        self.unreadable = set(dataset.unreadable)
+        self.shortcut = False
 
     def batches(self, steps: int) -> Iterator[Sample]:
         """Load the batches from the current step up to step `steps`."""
@@ -145,28 +165,35 @@ class Run:
 
     def write_start(self, folder: RunFolder, sources: Sources) -> None:
         """Record config, environment and data."""
-        data = {**sources.record(), "unreadable": self.unreadable}
+        data = {**sources.record(), "unreadable": len(self.unreadable)}
         folder.write_start(self.config, fingerprint(self.config, sources.fingerprint), data, self.hardware)
 
     def state(self) -> dict[str, Any]:
         """Collect what a checkpoint holds. Generators have no state: they are functions of seed and step."""
         return {
             "step": self.step,
-            "unreadable": self.unreadable,
+            "foregrounds": len(self.dataset),
+            "unreadable": sorted(self.unreadable),
+            "shortcut": self.shortcut,
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over a checkpoint's state."""
+        if state["foregrounds"] != len(self.dataset):  # broken images count only where they are decoded beforehand
+            raise CodoError(
+                f"--resume: the run began with {state['foregrounds']} usable foregrounds, now there are "
+                f"{len(self.dataset)}; resume with the run.cache that it began with"
+            )
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.unreadable = state["step"], state["unreadable"]
+        self.step, self.unreadable, self.shortcut = state["step"], set(state["unreadable"]), state["shortcut"]
 
     def execute(self, folder: RunFolder) -> PretrainResult:
         """Run to the end: steps, metrics, a checkpoint an epoch, weights, summary."""
         start, first, batch_size = time.monotonic(), self.step, self.config.optim.batch_size
-        clock, total, shortcut, warned = Clock(), Clock(), Shortcut(), False
+        clock, total, shortcut = Clock(), Clock(), Shortcut()
         with StopRequest() as stop, JobProgress(self.steps, "pretrain", self.step) as progress:
             batches = self.batches(self.steps)
             while self.step < self.steps:
@@ -174,11 +201,11 @@ class Run:
                 batch = next(batches)
                 waited = time.perf_counter() - waiting
                 lr, result = self.lr, self.advance(batch)
-                self.unreadable += batch.skipped
+                self.unreadable.update(batch.skipped)
                 for c in (clock, total):
                     c.waited, c.images = c.waited + waited, c.images + batch_size
-                if shortcut.update(result) and not warned:
-                    warned = True
+                if shortcut.update(result) and not self.shortcut:
+                    self.shortcut = True
                     progress.note(
                         f"warning: accuracy against the queue is {shortcut.queue:.2f}, among the keys of a batch "
                         f"{shortcut.batch:.2f}: keys are told by their age, little is learnt. Try "
@@ -195,6 +222,8 @@ class Run:
                     raise Interrupted(
                         stop.number, f"stopped after step {self.step} of {self.steps}; go on with: {command}"
                     )
+        if not all(torch.isfinite(p).all() for p in self.method.query_encoder.parameters()):
+            raise CodoError(f"step {self.step}: the weights are not finite; lower optim.lr or use --precision fp32")
         save_weights(folder.path / "weights.safetensors", self.method.query_encoder.state_dict(), self.metadata(folder))
         summary = {
             "kind": "pretrain",
@@ -206,8 +235,8 @@ class Run:
             "resumed_at_step": first,
             **{k: round(v, 4) for k, v in total.read().items()},
             **self.last_epoch(folder),
-            "unreadable_images": self.unreadable,
-            "shortcut": warned,
+            "unreadable_images": sorted(self.unreadable),
+            "shortcut": self.shortcut,
             "peak_memory_mib": round(peak_memory(self.hardware) / 2**20),
         }
         folder.write_summary(summary)
@@ -268,11 +297,12 @@ def peak_memory(hardware: Hardware) -> int:
 
 
 def dry_run(config: PretrainConfig) -> dict[str, Any]:
-    """Build everything, time two steps after a first one, write nothing.
+    """Build everything, time two steps after a first one; no run folder (decoded images go to the cache).
 
     Returns:
         Parameters by part, counts of images, samples and steps, seconds a step, hours of the run, peak memory in bytes.
     """
+    check_parts(config)
     sources = find_sources(config)
     run = Run(config, build_dataset(config, sources))
     batches = run.batches(min(3, run.steps))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from codo.data.cache import ImagePool
 from codo.data.images import ImageError
 from codo.errors import CodoError
 from codo.runs.hardware import Hardware
+from codo.runs.interrupt import ignore_stop_signals
 from codo.runs.seed import generator
 
 MAX_SUBSTITUTES = 100
@@ -24,11 +24,11 @@ MAX_SUBSTITUTES = 100
 
 
 class Sample(NamedTuple):
-    """One sample: its views, the index of the foreground used, and how many unreadable ones were passed over."""
+    """One sample: its views, the index of the foreground used, and the names of unreadable ones passed over."""
 
     views: Views
     foreground: Tensor
-    skipped: int
+    skipped: list[str]
 
 
 class SampleDataset(Dataset[Sample]):
@@ -38,10 +38,13 @@ class SampleDataset(Dataset[Sample]):
         foregrounds: the pool of foregrounds.
         sampler: composes the views.
         seed: of the run.
+        unreadable: names of the images that were left out.
     """
 
-    def __init__(self, foregrounds: ImagePool, sampler: ViewSampler, seed: int) -> None:
-        self.foregrounds, self.sampler, self.seed = foregrounds, sampler, seed
+    def __init__(
+        self, foregrounds: ImagePool, sampler: ViewSampler, seed: int, unreadable: Collection[str] = ()
+    ) -> None:
+        self.foregrounds, self.sampler, self.seed, self.unreadable = foregrounds, sampler, seed, unreadable
 
     def __len__(self) -> int:
         return len(self.foregrounds)
@@ -50,12 +53,14 @@ class SampleDataset(Dataset[Sample]):
         """Make the sample of `(epoch, index)`; the next foreground stands in for one that cannot be read."""
         epoch, index = key
         rng = partial(generator, "view", self.seed, epoch, index)
-        for skipped in range(MAX_SUBSTITUTES):
-            chosen = (index + skipped) % len(self)
+        skipped: list[str] = []
+        for offset in range(MAX_SUBSTITUTES):
+            chosen = (index + offset) % len(self)
             try:
                 return Sample(self.sampler(self.foregrounds[chosen], rng), torch.tensor(chosen), skipped)
             except ImageError as error:
                 last = error
+                skipped.append(f"foregrounds: {self.foregrounds.paths[chosen].name}")
         raise CodoError(f"{MAX_SUBSTITUTES} images in a row cannot be read, the last: {last}")
 
 
@@ -114,14 +119,14 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
 
 def collate(samples: Sequence[Sample]) -> Sample:
-    """Join samples; every tensor gets a leading dimension B, `skipped` is summed, `foreground` is a tensor `(B,)`."""
+    """Join samples; every tensor gets a leading dimension B, `skipped` is joined, `foreground` is a tensor `(B,)`."""
     views = [sample.views for sample in samples]
     images, exact, boxes = (torch.stack(column) for column in list(zip(*views, strict=True))[:3])
     colour = ColourParameters.stack([view.colour for view in views])
     return Sample(
         Views(images, exact, boxes, colour),
         torch.stack([sample.foreground for sample in samples]),
-        sum(sample.skipped for sample in samples),
+        [name for sample in samples for name in sample.skipped],
     )
 
 
@@ -134,12 +139,9 @@ def sample_loader(dataset: SampleDataset, steps: StepSampler, hardware: Hardware
         num_workers=hardware.workers,
         pin_memory=hardware.device.type == "cuda",
         prefetch_factor=4 if hardware.workers else None,
-        # The default method of Python < 3.14, fork, deadlocks when torch has threads.
-        multiprocessing_context="forkserver" if hardware.workers else None,
         worker_init_fn=_start_worker,
     )
 
 
 def _start_worker(worker: int) -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the training one decides
+    ignore_stop_signals()

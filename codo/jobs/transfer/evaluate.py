@@ -19,6 +19,7 @@ from codo.data.coco import CocoDataset
 from codo.jobs.transfer.dataset import DetectionDataset, Sample
 from codo.jobs.transfer.detectors import Detector
 from codo.runs.hardware import Hardware
+from codo.runs.interrupt import ignore_stop_signals
 
 METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's twelve numbers, in pycocotools' order: s, m, l are areas under 32^2, under 96^2, and above, in pixels."""
@@ -146,10 +147,8 @@ def loader_options(hardware: Hardware) -> dict[str, Any]:
 
 
 def _quiet_worker(worker: int) -> None:
-    """Leave Ctrl-C to the training process, which finishes its step; and keep to one thread."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leave Ctrl-C and SIGTERM to the training process, which finishes its step; and keep to one thread."""
+    ignore_stop_signals()
     torch.set_num_threads(1)
 
 

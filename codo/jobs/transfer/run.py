@@ -84,6 +84,7 @@ def transfer(
     """
     hardware = Hardware.resolve(config.run, heavy_loading=False)
     hardware.apply()
+    RunFolder.check_free(out)
     data = load_data(config)
     detector, loaded = load_detector(config, data)
     folder = RunFolder.create(out, "transfer")
@@ -130,7 +131,8 @@ def resume(
         loaded = json.loads((path / "coverage.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CodoError(f"--resume {path}: cannot read its coverage.json: {error}") from error
-    (path / "summary.json").unlink(missing_ok=True)  # what is longer is not complete
+    for name in ("summary.json", "weights.safetensors"):  # what is longer is not complete
+        (path / name).unlink(missing_ok=True)
     folder.rewind_metrics(state["step"])
     detector = fresh_detector(config, len(data.labels), state["mean"], state["std"])
     return _execute(config, data, detector, loaded, hardware, folder, state, on_start)

@@ -151,9 +151,47 @@ def test_broken_foregrounds_are_left_out_and_counted(tiny, images, tmp_path):
     (copy / "05.png").write_bytes((copy / "05.png").read_bytes()[:200])
     (copy / "99.jpg").write_text("not an image")
     result = pretrain(tiny(data__foregrounds=str(copy), optim__epochs=1), tmp_path / "cached")
-    assert result.summary["unreadable_images"] == 2
-    uncached = pretrain(tiny(data__foregrounds=str(copy), optim__epochs=1, run__cache="off"), tmp_path / "uncached")
-    assert uncached.summary["unreadable_images"] >= 1
+    both = ["foregrounds: 05.png", "foregrounds: 99.jpg"]
+    assert result.summary["unreadable_images"] == both
+    config = tiny(data__foregrounds=str(copy), optim__epochs=6, run__cache="off")
+    uncached = pretrain(config, tmp_path / "uncached")
+    assert uncached.summary["unreadable_images"] == both  # each once, however often it was met
+    with pytest.raises(CodoError, match=r"began with 13 usable foregrounds, now there are 11"):
+        resume(tmp_path / "uncached", {"optim.epochs": 7, "run.cache": "disk"})
+
+
+def test_broken_backgrounds_are_reported_too(tiny, images, tmp_path):
+    copy = tmp_path / "backgrounds"
+    shutil.copytree(images / "backgrounds", copy)
+    (copy / "02.png").write_bytes(b"broken")
+    result = pretrain(tiny(data__backgrounds=str(copy), optim__epochs=1), tmp_path / "run")
+    assert result.summary["unreadable_images"] == ["backgrounds: 02.png"]
+
+
+def test_the_data_fingerprint_tells_roles_apart_and_survives_a_copy(tiny, images, tmp_path):
+    shutil.copytree(images, tmp_path / "elsewhere")
+    foregrounds, backgrounds = str(images / "foregrounds"), str(tmp_path / "elsewhere" / "backgrounds")
+    base = find_sources(tiny()).fingerprint
+    assert find_sources(tiny(data__backgrounds=backgrounds)).fingerprint == base
+    swapped = tiny(data__foregrounds=str(images / "backgrounds"), data__backgrounds=foregrounds)
+    assert find_sources(swapped).fingerprint != base
+
+
+def test_resume_finds_images_that_moved_if_they_are_the_same(finished, images, tmp_path):
+    shutil.copytree(images, tmp_path / "moved")
+    shutil.copytree(finished.path, tmp_path / "run")
+    changes = {
+        "optim.epochs": 3,
+        "data.foregrounds": str(tmp_path / "moved" / "foregrounds"),
+        "data.backgrounds": str(tmp_path / "moved" / "backgrounds"),
+    }
+    assert resume(tmp_path / "run", changes).summary["steps"] == 9
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert len(environment["earlier"]) == 1
+
+
+def test_preview_takes_fewer_images_than_a_batch(tiny, tmp_path):
+    assert preview(tiny(data__limit=3), 8, tmp_path / "sheet.png") == 3
 
 
 def test_the_cache_changes_no_pixel(tiny):
