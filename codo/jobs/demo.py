@@ -17,7 +17,7 @@ from codo.jobs.pretrain.preview import preview
 from codo.runs.console import counter
 from codo.runs.files import write_text
 
-SAMPLE = {"train": 160, "val": 40, "foregrounds": 480, "size": 224}
+SAMPLE = {"train": 112, "val": 32, "foregrounds": 480, "size": 224}
 PRETRAIN = {"views": 1, "optim.epochs": 6}
 TRANSFER = {"optim.epochs": 4, "optim.eval_every": 2, "detection.min_size": [160], "detection.max_size": 224}
 """Sizes that two cores can bear in some minutes; too small for any conclusion."""
