@@ -217,7 +217,7 @@ def test_every_field_is_listed():
 @pytest.mark.parametrize("field", CHANGED)
 def test_no_field_is_dead(tiny, field):
     from codo.jobs.pretrain.build import build_dataset, find_sources
-    from codo.jobs.pretrain.run import Run
+    from codo.jobs.pretrain.training import Run
 
     def curve(**fields):
         config = tiny(**{"optim.lr": 0.3, **fields})

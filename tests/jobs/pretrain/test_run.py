@@ -17,7 +17,7 @@ from codo.errors import CodoError, Interrupted
 from codo.jobs.pretrain import dry_run, pretrain, resume
 from codo.jobs.pretrain.build import build_dataset, find_sources
 from codo.jobs.pretrain.preview import preview
-from codo.jobs.pretrain.run import Run
+from codo.jobs.pretrain.training import Run
 from codo.runs.interrupt import StopRequest
 from codo.runs.record import RunFolder
 from codo.runs.weights_file import read_weights

@@ -10,7 +10,7 @@ import torch
 
 from codo.jobs.pretrain.build import build_dataset, find_sources
 from codo.jobs.pretrain.loop import Shortcut, StepResult, cosine_lr, level_boxes
-from codo.jobs.pretrain.run import Run
+from codo.jobs.pretrain.training import Run
 
 SWITCHES = ["background", "alignment", "hierarchy"]
 
