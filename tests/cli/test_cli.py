@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pty
+import resource
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -31,15 +31,17 @@ SETS = [word for key, value in TINY.items() for word in ("--set", f"{key}={value
 
 
 def test_help_answers_at_once():
+    """Processor time, of which a busy machine takes nothing away; idle, it is the time one waits."""
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = codo("--help")
-        times.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert done.returncode == 0
     for command in ("pretrain", "preview", "transfer", "sample-data", "demo"):
         assert command in done.stdout
-    assert min(times) < 0.4, f"{statistics.median(times):.2f} s"
+    assert min(times) < 0.4, times
 
 
 @pytest.mark.parametrize("command", ["pretrain", "preview", "transfer", "sample-data", "demo"])
