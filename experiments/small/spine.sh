@@ -4,7 +4,7 @@
 #
 #   for s in 0 1 2; do experiments/small/spine.sh $s; done      then: python experiments/small/spine_table.py
 #
-# One core: 20 minutes of pretraining and 2 x 6 minutes of transfer a seed. A finished part is not run again, a part that
+# One AVX2 core: 20 minutes of pretraining and 2 x 7 minutes of transfer a seed. Reached: see experiments/results/spine.md. A finished part is not run again, a part that
 # was stopped goes on. Parts may be named: `spine.sh 0 none`. Needs CODO_DATA (default ../shared/data).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
