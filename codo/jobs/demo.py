@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def demo(out: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
 
     say(f"3. pretraining without labels -> {out / 'pretrain'}")
     run = out / "pretrain"
-    _finish(run, say, lambda: pretraining.resume(run), lambda: pretraining.pretrain(config, run))
+    _finish(run, say, partial(pretraining.resume, run), partial(pretraining.pretrain, config, run))
     rows = []
     for number, (name, weights) in enumerate({"none": "none", "codo": str(run)}.items(), 4):
         folder = out / f"transfer-{name}"
@@ -62,8 +63,8 @@ def demo(out: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
         summary = _finish(
             folder,
             say,
-            lambda folder=folder: transferring.resume(folder),  # type: ignore[misc]
-            lambda folder=folder, settings=settings: transferring.transfer(settings, folder),  # type: ignore[misc]
+            partial(transferring.resume, folder),
+            partial(transferring.transfer, settings, folder),
         )
         rows.append({"weights": name, "curve": summary["curve"]})
     write_text(out / "table.md", markdown(rows))
