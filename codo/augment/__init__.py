@@ -4,10 +4,11 @@ from codo.augment.colour import ColourJitter, ColourParameters, finish_views, no
 from codo.augment.crop import random_crop
 from codo.augment.jitter import AnchorJitter, BoxJitter, NoJitter, RatioJitter, box_iou
 from codo.augment.paste import paste, patch_size
-from codo.augment.views import CropView, PasteView, Views, ViewSampler
+from codo.augment.views import Augmenter, CropView, PasteView, Views, ViewSampler
 
 __all__ = [
     "AnchorJitter",
+    "Augmenter",
     "BoxJitter",
     "ColourJitter",
     "ColourParameters",

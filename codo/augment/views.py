@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,9 +15,27 @@ from codo.augment.crop import random_crop
 from codo.augment.jitter import BoxJitter, NoJitter
 from codo.augment.paste import paste, patch_size
 from codo.data.images import resize
+from codo.errors import CodoError
 
 DrawBackground = Callable[[np.random.Generator], np.ndarray]
 """Draws one background `(S, S, 3)` uint8."""
+
+
+class Images(Protocol):
+    """A sequence of images `(H, W, 3)` uint8 RGB."""
+
+    def __len__(self) -> int:
+        """Count them."""
+        ...
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Read one."""
+        ...
+
+
+Augmenter = Callable[[np.random.Generator, np.ndarray, np.ndarray, Images], tuple[np.ndarray, np.ndarray]]
+"""`(rng, image, box, foregrounds) -> (image, box)`: image `(S, S, 3)` uint8 RGB, box `(4,)` float32 xyxy in pixels;
+foregrounds `(H, W, 3)` uint8, all that there are, for those who mix."""
 
 
 class Views(NamedTuple):
@@ -26,7 +44,7 @@ class Views(NamedTuple):
     Attributes:
         images: `(V + 1, S, S, 3)` uint8 RGB, before colour and flip.
         exact_boxes: `(V + 1, 4)` float32 xyxy in pixels, **as after the flip**.
-        boxes: `(V + 1, 4)`, the jittered boxes of the queries and the exact box of the key, as after the flip.
+        boxes: `(V + 1, 4)`, jittered, as after the flip; the key's is used where it takes a query's place.
         colour: parameters of V + 1 views; `finish_views` applies them.
     """
 
@@ -100,12 +118,16 @@ class ViewSampler:
         queries: V.
         jitter: draws the box that a query pools.
         colour: draws colour, blur and flip.
+        augmenters: applied to each view, one after the other, before its colour.
+        foregrounds: handed to the augmenters.
     """
 
     view: PasteView | CropView
     queries: int = 2
     jitter: BoxJitter = field(default_factory=NoJitter)
     colour: ColourJitter = field(default_factory=ColourJitter)
+    augmenters: Sequence[Augmenter] = ()
+    foregrounds: Images = ()
 
     def __call__(self, foreground: np.ndarray, rng: Callable[[int], np.random.Generator]) -> Views:
         """Sample.
@@ -120,13 +142,15 @@ class ViewSampler:
             # The colour has a stream of its own, so that a switch in the geometry leaves it as it was.
             geometry, tint = rng(number).spawn(2)
             image, box = self.view(geometry, foreground)
+            for augment in self.augmenters:
+                image, box = self.check(augment, *augment(geometry, image, box, self.foregrounds))
             colour = self.colour(tint)
             if colour.flip:
                 box = box[[2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32)
                 box[[0, 2]] += self.view.canvas
             images.append(torch.from_numpy(np.ascontiguousarray(image)))
             exact_boxes.append(box)
-            boxes.append(box if number == 0 else self.jitter(geometry, box, self.view.canvas))
+            boxes.append(np.asarray(self.jitter(geometry, box, self.view.canvas), np.float32))
             colours.append(colour)
         return Views(
             torch.stack(images),
@@ -134,3 +158,15 @@ class ViewSampler:
             torch.from_numpy(np.stack(boxes)),
             ColourParameters.stack(colours),
         )
+
+    def check(self, augment: Augmenter, image: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Refuse what is no view.
+
+        Raises:
+            CodoError: an augmenter returned something of another shape or kind.
+        """
+        side = self.view.canvas
+        if getattr(image, "shape", None) != (side, side, 3) or image.dtype != np.uint8 or np.shape(box) != (4,):
+            name = getattr(augment, "__name__", type(augment).__name__)
+            raise CodoError(f"augmenter {name}: must return an image ({side}, {side}, 3) uint8 and a box (4,)")
+        return image, np.asarray(box, np.float32)

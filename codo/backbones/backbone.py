@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -13,6 +14,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from codo.errors import CodoError
+from codo.parts import find
 
 LEVELS: tuple[int, ...] = (2, 3, 4, 5)
 """The k of the stages C2-C5 and of the pyramid levels P2-P5."""
@@ -29,7 +31,8 @@ class Backbone(nn.Module):
     it stands: calling it returns the ordered dict of levels that those detectors expect.
 
     Args:
-        name: a timm model name with `features_only`, e.g. `resnet50`, `convnext_tiny`.
+        name: a timm model name with `features_only`, e.g. `resnet50`, `convnext_tiny`; or a user's own body by dotted
+            path, or what makes it: a module with `channels` of C2-C5, whose call gives these four maps.
         fpn_channels: channels of every level (256 in torchvision), or None for a backbone without pyramid.
         norm_layer: norm of the FPN's lateral and output convolutions.
         extra_blocks: torchvision's extra FPN levels for a detector (`LastLevelMaxPool()`); pretraining needs none.
@@ -50,13 +53,13 @@ class Backbone(nn.Module):
 
     def __init__(
         self,
-        name: str,
+        name: str | Callable[[], nn.Module],
         fpn_channels: int | None = 256,
         norm_layer: type[nn.Module] = nn.BatchNorm2d,
         extra_blocks: ExtraFPNBlock | None = None,
     ) -> None:
         super().__init__()
-        self.body, self.stage_channels = _timm_body(name)
+        self.body, self.stage_channels = _body(name)
         self._nhwc = getattr(self.body, "output_fmt", None) == "NHWC"  # Swin's order; timm names it
         self.fpn: nn.Module | None = None
         if fpn_channels is not None:
@@ -89,6 +92,22 @@ class Backbone(nn.Module):
         if self.fpn is None:
             return OrderedDict((str(i), stage) for i, stage in enumerate(stages))
         return self.pyramid(stages)
+
+
+def _body(name: str | Callable[[], nn.Module]) -> tuple[nn.Module, list[int]]:
+    """Build the feature extractor of exactly the strides 4-32, and its channels."""
+    if isinstance(name, str) and ":" not in name:
+        return _timm_body(name)
+    body = (find(name) if isinstance(name, str) else name)()
+    told = name if isinstance(name, str) else getattr(name, "__name__", repr(name))
+    channels = list(getattr(body, "channels", []))
+    with torch.no_grad():
+        maps = body.eval()(torch.zeros(1, 3, 64, 64)) if len(channels) == len(STRIDES) else []
+    body.train()
+    expected = [(1, c, 64 // stride, 64 // stride) for c, stride in zip(channels, STRIDES, strict=False)]
+    if not expected or [tuple(c.shape) for c in maps] != expected:
+        raise CodoError(f"backbone: {told} must have `channels` of C2-C5 and return them, strides 4, 8, 16, 32")
+    return body, channels
 
 
 def _timm_body(name: str) -> tuple[nn.Module, list[int]]:

@@ -1,8 +1,104 @@
-"""Named settings: what differs from the defaults, and nothing else."""
+"""Named settings: what differs from the defaults, with the source of each value, and nothing else."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+MOCO = "MoCo's code, from memory"
+SOCO = "SoCo, from memory of the paper"
+DETCO = "DetCo, from memory of the paper"
+DENSECL = "DenseCL, from memory of the paper"
+
+Sourced = Mapping[str, tuple[Any, str]]
+"""Dotted field -> (value, where the value comes from)."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings by name.
+
+    Attributes:
+        about: one line.
+        fields: what differs from the defaults.
+    """
+
+    about: str
+    fields: Sourced = field(default_factory=dict)
+
+    def tree(self) -> dict[str, Any]:
+        """Nest the fields as a config has them."""
+        tree: dict[str, Any] = {}
+        for key, (value, _) in self.fields.items():
+            *sections, name = key.split(".")
+            section = tree
+            for part in sections:
+                section = section.setdefault(part, {})
+            section[name] = value
+        return tree
+
+
+_MOCO_V2: Sourced = {
+    "background": (False, "method.md, section 4"),
+    "alignment": (False, "method.md, section 4"),
+    "hierarchy": (False, "method.md, section 4"),
+    "views": (1, "MoCo v2"),
+    "canvas": (224, "MoCo v2"),
+    "optim.nesterov": (False, MOCO),
+    "optim.schedule": ("epoch", MOCO),
+}
+
+_METHODS: dict[str, Preset] = {
+    "codo": Preset("CoDo: composites on downstream backgrounds, jittered boxes, every pyramid level, two query views"),
+    "insloc": Preset(
+        "InsLoc: composites on the foregrounds themselves, anchor jitter on P5 alone, one query view",
+        {
+            "views": (1, "InsLoc"),
+            "paste.source": ("self", "InsLoc"),
+            "jitter.mode": ("anchor", "InsLoc"),
+            "jitter.levels": ((5,), "InsLoc"),
+            "model.roi_sampling_ratio": (0, "InsLoc"),
+            "model.roi_aligned": (True, "InsLoc"),
+        },
+    ),
+    "moco_v2": Preset("MoCo v2: image-level contrast, the three switches off", _MOCO_V2),
+    "detco": Preset(
+        "DetCo's stage-wise losses on C2-C5, without its local patches",
+        {
+            **_MOCO_V2,
+            "hierarchy": (True, "method.md, section 4"),
+            "loss.level_weights": ((0.1, 0.4, 0.7, 1.0), DETCO),
+        },
+    ),
+    "soco": Preset(
+        "SoCo: BYOL's cosine loss on boxes, each from its level; boxes of the paste instead of selective search",
+        {
+            "hierarchy": (False, SOCO),
+            "views": (1, "SoCo's third, downsampled view is left out"),
+            "canvas": (224, SOCO),
+            "jitter.mode": ("ratio", SOCO),
+            "model.projector_hidden": (4096, SOCO),
+            "model.projector_bn": (True, SOCO),
+            "model.embedding": (256, SOCO),
+            "model.key_momentum": (0.99, SOCO),
+            "model.key_momentum_end": (1.0, SOCO),
+            "model.bn_groups": (1, SOCO + ": SyncBN"),
+            "loss.form": ("cosine", SOCO),
+            "loss.symmetric": (True, SOCO),
+            "optim.name": ("lars", SOCO),
+            "optim.batch_size": (2048, SOCO),
+            "optim.lr": (1.0, SOCO),
+            "optim.weight_decay": (1e-5, SOCO),
+            "optim.nesterov": (False, SOCO),
+            "optim.warmup_epochs": (10.0, SOCO),
+        },
+    ),
+    "densecl": Preset(
+        "DenseCL: MoCo v2's image loss and the dense loss, half each",
+        {**_MOCO_V2, "loss.image": (0.5, DENSECL), "loss.dense": (0.5, DENSECL)},
+    ),
+}
 
 SMALL_ARCHITECTURE: dict[str, Any] = {
     "backbone": "resnet18",
@@ -11,19 +107,48 @@ SMALL_ARCHITECTURE: dict[str, Any] = {
     "box_head_fc": 512,
 }
 
-PRETRAIN_PRESETS: dict[str, dict[str, Any]] = {
-    # Two cores. In-batch negatives: a queue alone falls for the freshness shortcut at this size (method.md, Traps).
-    # lr: of .06 and .24 (one seed, objects_open on cards) .06 was ahead from the second epoch on (batch accuracy in
-    # the third epoch .18 against .10).
-    "small": {
-        "canvas": 96,
-        "model": {**SMALL_ARCHITECTURE, "projector_hidden": 512, "key_momentum": 0.99, "bn_groups": 2},
-        "loss": {"negatives": "batch", "queue_size": 1024},
-        "optim": {"epochs": 20, "batch_size": 32, "lr": 0.06},
-    },
-    # Full scale: every default (ResNet-50, 256 px, 200 epochs, batch 256).
-    "codo": {},
+# Two cores. In-batch negatives: a queue alone falls for the freshness shortcut at this size (method.md, Traps).
+# lr: of .06 and .24 (codo, one seed, objects_open on cards) .06 was ahead from the second epoch on (batch accuracy in
+# the third epoch .18 against .10).
+_SMALL: Sourced = {
+    "canvas": (96, "ours"),
+    **{f"model.{name}": (value, "ours") for name, value in SMALL_ARCHITECTURE.items()},
+    "model.projector_hidden": (512, "ours"),
+    "model.embedding": (128, "ours"),
+    "model.key_momentum": (0.99, "ours"),
+    "model.bn_groups": (2, "ours"),
+    "loss.predictor_hidden": (512, "ours"),
+    "loss.negatives": ("batch", "ours; method.md, Traps"),
+    "loss.queue_size": (1024, "ours"),
+    "optim.epochs": (20, "ours"),
+    "optim.batch_size": (32, "ours"),
+    "optim.name": ("sgd", "ours"),
+    "optim.lr": (0.06, "ours, of two tried"),
+    "optim.nesterov": (True, "ours"),
+    "optim.weight_decay": (1e-4, "ours"),
+    "optim.schedule": ("iteration", "ours"),
+    "optim.warmup_epochs": (0.0, "ours"),
 }
+
+# With one BN group there is nothing to shuffle, and SoCo's loss has no negatives that a leak could give away.
+_SMALL_OF: dict[str, Sourced] = {"soco": {"model.bn_groups": (1, SOCO + ": SyncBN")}}
+
+PRESETS: dict[str, Preset] = _METHODS | {
+    f"{name}-small": Preset(
+        f"{method.about.partition(':')[0]} for two cores: ResNet-18, 96 px, batch 32, 20 epochs",
+        {**method.fields, **_SMALL, **_SMALL_OF.get(name, {})},
+    )
+    for name, method in _METHODS.items()
+}
+"""The presets of pretraining."""
+
+DEFAULT_PRESET = "codo-small"
+
+ALIASES = {"small": DEFAULT_PRESET}
+"""Short name -> preset."""
+
+PRETRAIN_PRESETS: dict[str, dict[str, Any]] = {name: preset.tree() for name, preset in PRESETS.items()}
+PRETRAIN_PRESETS |= {short: PRETRAIN_PRESETS[name] for short, name in ALIASES.items()}
 """Preset -> nested fields of PretrainConfig."""
 
 TRANSFER_PRESETS: dict[str, dict[str, Any]] = {

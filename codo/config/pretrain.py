@@ -6,133 +6,181 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from codo.config.sections import ArchitectureSection, RunSection, Section
+from codo.config.sections import ArchitectureSection, Part, RunSection, Section, sourced
 
 Level = Literal[2, 3, 4, 5]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
 ALL_LEVELS: tuple[Level, ...] = (2, 3, 4, 5)
 
 
 class DataSection(Section):
     """Unlabelled images in. Both unset: the built-in sample data."""
 
-    foregrounds: str | None = None
+    foregrounds: str | None = sourced(None, "run")
     """Folder of object-centric images, read with its sub-folders."""
-    backgrounds: str | None = None
+    backgrounds: str | None = sourced(None, "run")
     """COCO-format data set (its training images) or folder: the downstream data, labels unused."""
-    limit: int | None = Field(None, ge=2)
-    """Use at most this many foregrounds, drawn by the seed; a smaller draw is part of a larger one (ours)."""
+    limit: int | None = sourced(None, "ours", ge=2)
+    """Use at most this many foregrounds, drawn by the seed; a smaller draw is part of a larger one."""
 
 
 class PasteSection(Section):
-    """Copy and paste: a crop of the foreground on a whole background (InsLoc)."""
+    """Copy and paste: a crop of the foreground on a whole background."""
 
-    source: Literal["downstream", "self", "mix"] = "downstream"
+    source: Literal["downstream", "self", "mix"] = sourced("downstream", "CoDo abstract")
     """Where backgrounds come from: `downstream` (CoDo), `self` (the foregrounds: InsLoc), `mix`."""
-    mix_probability: Probability = 0.5
-    """Under `mix`: the share of downstream backgrounds (ours)."""
-    crop_area: tuple[Positive, Positive] = (0.2, 1.0)
-    """Area of the foreground crop as a share of the image (InsLoc)."""
-    crop_aspect: tuple[Positive, Positive] = (0.5, 2.0)
-    """Width / height of the crop, log-uniform (InsLoc)."""
-    patch_side: tuple[Positive, Positive] = (128.0, 254.0)
-    """Bounds of the pasted patch's sides in pixels of a 256 canvas, scaled by canvas / 256 (InsLoc)."""
+    mix_probability: Probability = sourced(0.5, "ours")
+    """Under `mix`: the share of downstream backgrounds."""
+    crop_area: tuple[Positive, Positive] = sourced((0.2, 1.0), "InsLoc")
+    """Area of the foreground crop as a share of the image."""
+    crop_aspect: tuple[Positive, Positive] = sourced((0.5, 2.0), "InsLoc")
+    """Width / height of the crop, log-uniform."""
+    patch_side: tuple[Positive, Positive] = sourced((128.0, 254.0), "InsLoc")
+    """Bounds of the pasted patch's sides in pixels of a 256 canvas, scaled by canvas / 256."""
 
 
 class CropSection(Section):
-    """The random resized crop that fills the canvas when background invariance is off (MoCo v2)."""
+    """The random resized crop that fills the canvas when background invariance is off."""
 
-    area: tuple[Positive, Positive] = (0.2, 1.0)
-    aspect: tuple[Positive, Positive] = (0.75, 4 / 3)
+    area: tuple[Positive, Positive] = sourced((0.2, 1.0), "MoCo v2")
+    aspect: tuple[Positive, Positive] = sourced((0.75, 4 / 3), "MoCo v2")
 
 
 class JitterSection(Section):
     """Box jitter of the query's boxes; the key pools the exact box."""
 
-    mode: Literal["ratio", "anchor", "none"] = "ratio"
+    mode: Literal["ratio", "anchor", "none"] = sourced("ratio", "ours")
     """`ratio`: SoCo's form; `anchor`: InsLoc's."""
-    ratio: Annotated[float, Field(ge=0, lt=1)] = 0.15
-    """Under `ratio`: the r of method.md, in shares of the box's width and height (ours)."""
-    p: Probability = 1.0
-    """Under `ratio`: how often a box is jittered (ours)."""
-    min_iou: Probability = 0.5
-    """Under `ratio`: redraw below this IoU with the exact box (ours; InsLoc's anchors use .5 too)."""
-    levels: tuple[Level, ...] = ALL_LEVELS
+    ratio: Annotated[float, Field(ge=0, lt=1)] = sourced(0.15, "ours")
+    """Under `ratio`: the r of method.md, in shares of the box's width and height."""
+    p: Probability = sourced(1.0, "ours")
+    """Under `ratio`: how often a box is jittered."""
+    min_iou: Probability = sourced(0.5, "ours")
+    """Under `ratio`: redraw below this IoU with the exact box (InsLoc's anchors use .5 too)."""
+    levels: tuple[Level, ...] = sourced(ALL_LEVELS, "ours")
     """Levels that pool the jittered box; the others pool the exact one (InsLoc: P5 alone)."""
+    custom: Part | None = sourced(None, "user")
+    """A user's own jitter, in place of `mode`'s: `(rng, box, canvas) -> box`."""
 
 
 class ColourSection(Section):
-    """Colour, flip and blur, on the composite (MoCo v2 / InsLoc)."""
+    """Colour, flip and blur, on the composite."""
 
-    brightness: Annotated[float, Field(ge=0, le=1)] = 0.4
-    contrast: Annotated[float, Field(ge=0, le=1)] = 0.4
-    saturation: Annotated[float, Field(ge=0, le=1)] = 0.4
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    p: Probability = 0.8
-    grey_p: Probability = 0.2
-    blur_p: Probability = 0.5
-    blur_sigma: tuple[Positive, Positive] = (0.1, 2.0)
+    brightness: Annotated[float, Field(ge=0, le=1)] = sourced(0.4, "MoCo v2 / InsLoc")
+    contrast: Annotated[float, Field(ge=0, le=1)] = sourced(0.4, "MoCo v2 / InsLoc")
+    saturation: Annotated[float, Field(ge=0, le=1)] = sourced(0.4, "MoCo v2 / InsLoc")
+    hue: Annotated[float, Field(ge=0, le=0.5)] = sourced(0.1, "MoCo v2 / InsLoc")
+    p: Probability = sourced(0.8, "MoCo v2 / InsLoc")
+    grey_p: Probability = sourced(0.2, "MoCo v2 / InsLoc")
+    blur_p: Probability = sourced(0.5, "MoCo v2 / InsLoc")
+    blur_sigma: tuple[Positive, Positive] = sourced((0.1, 2.0), "MoCo v2 / InsLoc")
     """Pixels."""
-    flip_p: Probability = 0.5
+    flip_p: Probability = sourced(0.5, "InsLoc")
 
 
 class ModelSection(ArchitectureSection):
     """The encoder: what transfers, and the projectors on top."""
 
-    projector_hidden: int = Field(1024, ge=1)
-    embedding: int = Field(128, ge=2)
-    """Width of an embedding (MoCo v2)."""
-    roi_sampling_ratio: int = Field(2, ge=0)
+    projector_hidden: int = sourced(1024, "InsLoc", ge=1)
+    """Hidden width of the projector behind the box head; those of pooled stages keep the stage's width (MoCo v2)."""
+    projector_bn: bool = sourced(False, "MoCo v2")
+    """BN in the projectors' hidden layer (BYOL, SoCo)."""
+    embedding: int = sourced(128, "MoCo v2", ge=2)
+    """Width of an embedding."""
+    projector: Part | None = sourced(None, "user")
+    """A user's own projectors: called with the widths `(input, hidden, embedding)`, gives `(N, input) -> (N, d)`."""
+    box_head: Part | None = sourced(None, "user")
+    """A user's own box head: called with `(FPN channels, box_head_fc)`, gives `(R, C, 7, 7) -> (R, box_head_fc)`."""
+    roi_sampling_ratio: int = sourced(2, "torchvision", ge=0)
     """RoIAlign samples per cell and side, 0 is adaptive (torchvision's detectors: 2; InsLoc: 0)."""
-    roi_aligned: bool = False
+    roi_aligned: bool = sourced(False, "torchvision")
     """RoIAlign's half-cell shift (torchvision's detectors: no; InsLoc: yes)."""
-    roi_canonical_size: Positive | None = None
+    roi_canonical_size: Positive | None = sourced(None, "FPN")
     """Side of the box that belongs to P4; unset: 224 x canvas / 256."""
-    key_momentum: Annotated[float, Field(ge=0, le=1)] = 0.999
-    """m of the key encoder's moving average (MoCo v2)."""
-    bn_groups: int = Field(8, ge=1)
-    """On one device, sub-batches with BN statistics of their own, among which keys are shuffled (MoCo v2: 8 GPUs).
-    1 turns shuffled BN off."""
+    key_momentum: Probability = sourced(0.999, "MoCo v2")
+    """m of the key encoder's moving average."""
+    key_momentum_end: Probability | None = sourced(None, "MoCo v2")
+    """Where m ends, along a half cosine (BYOL, SoCo: 1); unset: m stays."""
+    bn_groups: int = sourced(8, "MoCo v2: 8 GPUs", ge=1)
+    """Groups of the batch with BN statistics of their own, among which keys are shuffled; spread over the processes.
+    1 normalises over the whole batch, across processes too (SyncBN), and shuffles nothing."""
+
+
+class LossPart(Part):
+    """A user's own loss."""
+
+    weight: Annotated[float, Field(gt=0)] = sourced(1.0, "user")
 
 
 class LossSection(Section):
     """Which embeddings are contrasted, and how. A weight left unset follows the three switches."""
 
-    image: Annotated[float, Field(ge=0)] | None = None
+    image: Weight | None = sourced(None, "switches")
     """The whole canvas, from the last stage. Unset: 1 without alignment and hierarchy, else 0."""
-    instance: Annotated[float, Field(ge=0)] | None = None
+    instance: Weight | None = sourced(None, "switches")
     """The box, from the level a detector assigns. Unset: 1 with alignment and without hierarchy, else 0."""
-    level: Annotated[float, Field(ge=0)] | None = None
+    level: Weight | None = sourced(None, "switches")
     """The box at every pyramid level; without alignment the canvas at every stage. Unset: 1 with hierarchy."""
-    levels: tuple[Level, ...] = ALL_LEVELS
+    dense: Weight = sourced(0.0, "ours")
+    """Every cell of the last stage with the cell of the key that resembles it most (DenseCL)."""
+    custom: tuple[LossPart, ...] = sourced((), "user")
+    """A user's own losses, added to the sum."""
+    levels: tuple[Level, ...] = sourced(ALL_LEVELS, "InsLoc")
     """The levels of the level loss."""
-    level_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
-    """One weight for each of `levels`; unset: all 1 (InsLoc)."""
-    temperature: Positive = 0.2
-    negatives: Literal["queue", "batch", "both"] = "queue"
-    """`queue` (MoCo), `batch` (the other keys of the step), `both`."""
-    queue_size: int = Field(65536, ge=1)
+    level_weights: tuple[Weight, ...] | None = sourced(None, "InsLoc")
+    """w_l, one for each of `levels`; unset: all 1."""
+    form: Literal["info_nce", "cosine"] = sourced("info_nce", "MoCo v2 / InsLoc")
+    """`cosine`: BYOL's, a predictor on the query and no negatives; of the image, instance and level losses."""
+    symmetric: bool = sourced(False, "MoCo v2 / InsLoc")
+    """Also contrast the key view, as a query, with each query view as its key (BYOL, SoCo)."""
+    predictor_hidden: int = sourced(4096, "BYOL, from memory of the paper", ge=1)
+    """Under `cosine`: hidden width of the predictor."""
+    temperature: Positive = sourced(0.2, "MoCo v2 / InsLoc")
+    negatives: Literal["queue", "batch", "both"] = sourced("queue", "MoCo v2 / InsLoc")
+    """`queue` (the literature), `batch` (the other keys of the step, over all processes), `both`."""
+    queue_size: int = sourced(65536, "MoCo v2 / InsLoc", ge=1)
     """Keys in each queue."""
 
 
 class OptimSection(Section):
-    """SGD with Nesterov momentum and a cosine to zero (InsLoc)."""
+    """Optimizer and schedule."""
 
-    epochs: int = Field(200, ge=1)
-    batch_size: int = Field(256, ge=2)
-    """Samples a step; a sample is V query views and one key view."""
-    lr: Positive = 0.03
+    epochs: int = sourced(200, "InsLoc", ge=1)
+    batch_size: int = sourced(256, "InsLoc", ge=2)
+    """Samples a step, over all processes; a sample is V query views and one key view."""
+    name: Literal["sgd", "lars", "adamw"] = sourced("sgd", "InsLoc")
+    """`lars` and `adamw` leave norms and biases out of the weight decay (BYOL; timm), `sgd` does not (MoCo v2)."""
+    lr: Positive = sourced(0.03, "MoCo v2 / InsLoc")
     """For a batch of 256; scaled by batch_size / 256."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    momentum: Annotated[float, Field(ge=0, lt=1)] = sourced(0.9, "MoCo v2 / InsLoc")
+    """Of AdamW: its first beta."""
+    nesterov: bool = sourced(True, "InsLoc")
+    """Of SGD and LARS."""
+    weight_decay: Weight = sourced(1e-4, "MoCo v2 / InsLoc")
+    schedule: Literal["iteration", "epoch"] = sourced("iteration", "InsLoc")
+    """How often the cosine to zero takes a new value."""
+    warmup_epochs: Weight = sourced(0.0, "InsLoc")
+    """Linear from 0 before the cosine begins."""
+    clip_norm: Positive | None = sourced(None, "InsLoc")
+    """Bound of the gradient's norm over all parameters; unset: no bound."""
+    accumulate: int = sourced(1, "ours", ge=1)
+    """Sub-batches whose gradients are accumulated: less memory, one more forward pass, the same numbers (it divides
+    `model.bn_groups`)."""
 
 
 class PretrainRunSection(RunSection):
     """How and where pretraining executes."""
 
-    cache: Literal["auto", "disk", "off"] = "auto"
+    cache: Literal["auto", "disk", "off"] = sourced("auto", "run")
     """Decoded images as one memory-mapped file: `auto` while it is small (4 GiB), `off` decodes each time."""
+    checkpoint_every: int | None = sourced(None, "run", ge=1)
+    """Steps between two checkpoints; unset: once an epoch."""
+    compile: bool = sourced(False, "run")
+    """torch.compile the encoders."""
+    tensorboard: bool = sourced(False, "run")
+    """Write TensorBoard events too (extra `tensorboard`)."""
 
     @field_validator("cache", mode="before")
     @classmethod
@@ -143,17 +191,19 @@ class PretrainRunSection(RunSection):
 class PretrainConfig(Section):
     """Everything that a pretraining run is."""
 
-    seed: int = Field(0, ge=0)
-    background: bool = True
+    seed: int = sourced(0, "run", ge=0)
+    background: bool = sourced(True, "CoDo abstract")
     """Background invariance: paste instances on backgrounds. Off: MoCo v2's crop fills the canvas."""
-    alignment: bool = True
+    alignment: bool = sourced(True, "CoDo abstract")
     """The detector's FPN and box head are pretrained too. Off: pooled backbone features."""
-    hierarchy: bool = True
+    hierarchy: bool = sourced(True, "CoDo abstract")
     """Contrast at every pyramid level (or backbone stage). Off: one embedding a view."""
-    views: int = Field(2, ge=1)
-    """V, the query views of a sample (ours; InsLoc: 1)."""
-    canvas: int = Field(256, ge=64, multiple_of=32)
+    views: int = sourced(2, "ours", ge=1)
+    """V, the query views of a sample (InsLoc: 1)."""
+    canvas: int = sourced(256, "InsLoc", ge=64, multiple_of=32)
     """Side of a view in pixels."""
+    augment: tuple[Part, ...] = sourced((), "user")
+    """A user's own augmenters, on each view before its colour: `(rng, image, box, foregrounds) -> (image, box)`."""
     data: DataSection = DataSection()
     paste: PasteSection = PasteSection()
     crop: CropSection = CropSection()
@@ -166,7 +216,7 @@ class PretrainConfig(Section):
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """The weight of each loss that is on: what is set, else what the switches say."""
+        """The weight of each of codo's losses that is on: what is set, else what the switches say."""
         follows = {
             "image": not self.alignment and not self.hierarchy,
             "instance": self.alignment and not self.hierarchy,
@@ -174,6 +224,7 @@ class PretrainConfig(Section):
         }
         weights = {name: getattr(self.loss, name) for name in follows}
         resolved = {name: float(on) if weights[name] is None else weights[name] for name, on in follows.items()}
+        resolved["dense"] = self.loss.dense
         return {name: weight for name, weight in resolved.items() if weight > 0}
 
     @property
@@ -215,10 +266,8 @@ class PretrainConfig(Section):
             raise ValueError("loss.instance: needs alignment (the box is pooled from the FPN); set alignment=true")
         if self.loss.level and not self.hierarchy:
             raise ValueError("loss.level: hierarchy is off; set hierarchy=true, or leave loss.level unset")
-        if self.loss.level == 0 and self.hierarchy:
+        if self.loss.level == 0 and self.hierarchy and not self.loss.custom:
             raise ValueError("loss.level: 0 with hierarchy on; set hierarchy=false instead")
-        if not self.loss_weights:
-            raise ValueError("loss: every weight is 0, nothing would be learnt")
         for name, levels in {"loss.levels": self.loss.levels, "jitter.levels": self.jitter.levels}.items():
             if not levels or list(levels) != sorted(set(levels)):
                 raise ValueError(f"{name}: one or more of 2, 3, 4, 5, ascending, each once")
@@ -231,4 +280,11 @@ class PretrainConfig(Section):
                 f"model.bn_groups: {self.model.bn_groups} must divide the batch of {self.optim.batch_size} "
                 "into groups of 2 or more"
             )
+        if self.model.bn_groups % self.optim.accumulate:
+            raise ValueError(
+                f"optim.accumulate: {self.optim.accumulate} must divide model.bn_groups ({self.model.bn_groups}), so "
+                "that BN sees the groups that it sees without accumulation"
+            )
+        if self.optim.warmup_epochs >= self.optim.epochs:
+            raise ValueError(f"optim.warmup_epochs: {self.optim.warmup_epochs:g} is not below optim.epochs")
         return self

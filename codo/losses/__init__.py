@@ -1,10 +1,23 @@
-"""What pulls and pushes: InfoNCE, its queue, and the image, instance and level losses."""
+"""What pulls and pushes: InfoNCE and its queue, the cosine loss, the dense loss, and the base of a user's own."""
 
-from codo.losses.embeddings import Embeddings
-from codo.losses.image import ImageLoss
-from codo.losses.info_nce import Contrast, info_nce
-from codo.losses.instance import InstanceLoss
-from codo.losses.level import LevelLoss
+from codo.losses.base import Contrast, Loss
+from codo.losses.cosine import CosineLoss
+from codo.losses.dense import DenseLoss
+from codo.losses.embeddings import EMBEDS, Embeddings
+from codo.losses.info_nce import ImageLoss, InfoNCELoss, InstanceLoss, LevelLoss, info_nce
 from codo.losses.queue import KeyQueue
 
-__all__ = ["Contrast", "Embeddings", "ImageLoss", "InstanceLoss", "KeyQueue", "LevelLoss", "info_nce"]
+__all__ = [
+    "EMBEDS",
+    "Contrast",
+    "CosineLoss",
+    "DenseLoss",
+    "Embeddings",
+    "ImageLoss",
+    "InfoNCELoss",
+    "InstanceLoss",
+    "KeyQueue",
+    "LevelLoss",
+    "Loss",
+    "info_nce",
+]

@@ -9,17 +9,27 @@ from torch import Tensor
 
 
 class Embeddings(NamedTuple):
-    """Embeddings of one view of B samples, of unit length; None where no loss asked for them.
+    """Embeddings of one view of B samples, float32, of any length; None where no loss asked for them.
+
+    The losses see the whole batch, however many processes share it.
 
     Attributes:
         image: `(B, d)`, the whole canvas.
         instance: `(B, d)`, the box from the level a detector would assign.
         level: `(L, B, d)`, the box from every level, or the canvas from every stage.
+        dense: `(G, B, d)`, the G cells of the last stage.
+        dense_features: `(G, B, C)`, the same cells before their projector, without gradient.
+
+    Example:
+        >>> Embeddings(image=torch.zeros(4, 8)).take(torch.tensor([2, 0])).image.shape
+        torch.Size([2, 8])
     """
 
     image: Tensor | None = None
     instance: Tensor | None = None
     level: Tensor | None = None
+    dense: Tensor | None = None
+    dense_features: Tensor | None = None
 
     def take(self, rows: Tensor) -> Embeddings:
         """Take the samples `rows` `(B,)`, in that order."""
@@ -31,3 +41,7 @@ class Embeddings(NamedTuple):
         return Embeddings(
             *(None if column[0] is None else torch.cat(column, -2) for column in zip(*parts, strict=True))
         )
+
+
+EMBEDS: tuple[str, ...] = ("image", "instance", "level", "dense")
+"""What a loss can ask an encoder for."""

@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from codo.backbones import LEVELS, STRIDES, Backbone
+from codo.errors import CodoError
 from codo.heads import MLPProjector, RoIPool, assign_levels, box_head
 from codo.losses import Embeddings
+
+MakeProjector = Callable[[int, int, int], nn.Module]
+"""`(input, hidden, embedding)` widths -> a module `(N, input) -> (N, embedding)`."""
+MakeBoxHead = Callable[[int, int], nn.Module]
+"""`(pyramid channels C, fc)` -> a module `(R, C, 7, 7) -> (R, fc)`."""
+
+
+class CanvasProjectors(nn.Module):
+    """Embeds the last stage: pooled over the canvas for `image`, cell by cell for `dense`.
+
+    Args:
+        image: `(B, C_5) -> (B, d)`, or None.
+        dense: `(N, C_5) -> (N, d)`, or None.
+    """
+
+    def __init__(self, image: nn.Module | None, dense: nn.Module | None) -> None:
+        super().__init__()
+        self.image, self.dense = image, dense
+
+    def forward(self, stage: Tensor) -> dict[str, Tensor]:
+        """Embed `stage` `(B, C_5, h, w)`: fields of Embeddings."""
+        found: dict[str, Tensor] = {}
+        if self.image is not None:
+            found["image"] = self.image(stage.mean((2, 3))).float()
+        if self.dense is not None:
+            cells = stage.flatten(2).permute(2, 0, 1)  # (G, B, C)
+            found["dense"] = self.dense(cells.flatten(0, 1)).float().unflatten(0, cells.shape[:2])
+            found["dense_features"] = cells.detach().float()
+        return found
 
 
 class AlignedEncoder(nn.Module):
@@ -20,10 +50,10 @@ class AlignedEncoder(nn.Module):
         head: the box head, `(R, C, 7, 7) -> (R, fc)`.
         projector: `(R, fc) -> (R, d)`, shared by all levels.
         pool: RoIAlign.
-        embeds: which of `image`, `instance`, `level` to compute.
+        canvas: for the image and dense embeddings.
+        embeds: which of `image`, `instance`, `level`, `dense` to compute.
         levels: the k of the levels P_k that the level embedding pools.
         canonical_size: side in pixels of the box that belongs to P4, for the instance embedding.
-        image_projector: for the image embedding, `(B, C_5) -> (B, d)`.
     """
 
     def __init__(
@@ -32,14 +62,14 @@ class AlignedEncoder(nn.Module):
         head: nn.Module,
         projector: nn.Module,
         pool: RoIPool,
+        canvas: CanvasProjectors,
         embeds: Collection[str] = ("level",),
         levels: Sequence[int] = LEVELS,
         canonical_size: float = 224.0,
-        image_projector: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.box_head, self.projector, self.pool = backbone, head, projector, pool
-        self.image_projector = image_projector
+        self.canvas = canvas
         self.embeds, self.levels, self.canonical_size = frozenset(embeds), tuple(levels), canonical_size
 
     def forward(self, images: Tensor, boxes: Tensor) -> Embeddings:
@@ -58,11 +88,11 @@ class AlignedEncoder(nn.Module):
         if "instance" in self.embeds:
             pooled.append(self.pool_assigned(pyramid, boxes))
         # One pass for all: the head's BN sees every level.
-        embedded = list(self.projector(self.box_head(torch.cat(pooled))).split(count)) if pooled else []
+        embedded = list(self.projector(self.box_head(torch.cat(pooled))).float().split(count)) if pooled else []
         return Embeddings(
-            image=self.image_projector(stages[-1].mean((2, 3))) if self.image_projector is not None else None,
             instance=embedded.pop() if "instance" in self.embeds else None,
             level=torch.stack(embedded) if "level" in self.embeds else None,
+            **self.canvas(stages[-1]),
         )
 
     def pool_assigned(self, pyramid: Sequence[Tensor], boxes: Tensor) -> Tensor:
@@ -86,63 +116,65 @@ class StageEncoder(nn.Module):
     Args:
         backbone: its stages are used, a pyramid is not.
         projectors: the k of a stage C_k -> projector `(B, C_k) -> (B, d)`, for the level embedding.
-        image_projector: `(B, C_5) -> (B, d)`, for the image embedding.
+        canvas: for the image and dense embeddings.
     """
 
-    def __init__(self, backbone: Backbone, projectors: dict[int, nn.Module], image_projector: nn.Module | None) -> None:
+    def __init__(self, backbone: Backbone, projectors: dict[int, nn.Module], canvas: CanvasProjectors) -> None:
         super().__init__()
         self.backbone = backbone
         self.stage_projectors = nn.ModuleDict({str(k): projector for k, projector in projectors.items()})
-        self.image_projector = image_projector
+        self.canvas = canvas
 
     def forward(self, images: Tensor, boxes: Tensor) -> Embeddings:
         """Embed one view `(B, 3, S, S)`; `boxes` are not looked at."""
-        pooled = {k: stage.mean((2, 3)) for k, stage in zip(LEVELS, self.backbone.stages(images), strict=True)}
-        level = [projector(pooled[int(k)]) for k, projector in self.stage_projectors.items()]
-        return Embeddings(
-            image=self.image_projector(pooled[LEVELS[-1]]) if self.image_projector is not None else None,
-            level=torch.stack(level) if level else None,
-        )
+        stages = self.backbone.stages(images)
+        level = [p(stages[LEVELS.index(int(k))].mean((2, 3))).float() for k, p in self.stage_projectors.items()]
+        return Embeddings(level=torch.stack(level) if level else None, **self.canvas(stages[-1]))
 
 
 def build_encoder(
-    name: str = "resnet50",
+    backbone: Backbone,
     *,
-    alignment: bool = True,
     embeds: Collection[str] = ("level",),
     levels: Sequence[int] = LEVELS,
-    fpn_channels: int = 256,
-    box_head_convs: int = 4,
-    box_head_channels: int = 256,
+    make_box_head: MakeBoxHead = box_head,
     box_head_fc: int = 1024,
+    make_projector: MakeProjector = MLPProjector,
     projector_hidden: int = 1024,
     embedding: int = 128,
-    roi_sampling_ratio: int = 2,
-    roi_aligned: bool = False,
+    pool: RoIPool | None = None,
     canonical_size: float = 224.0,
 ) -> AlignedEncoder | StageEncoder:
-    """Build an encoder of named sizes; the arguments are those of its parts.
+    """Build an encoder: an AlignedEncoder over a backbone with a pyramid, else a StageEncoder.
+
+    Args:
+        backbone: with or without pyramid.
+        embeds: which of `image`, `instance`, `level`, `dense` to compute.
+        levels: the k of the levels or stages that the level embedding has.
+        make_box_head: makes the box head.
+        box_head_fc: its width.
+        make_projector: makes each projector.
+        projector_hidden: hidden width of the projector behind the box head.
+        embedding: d.
+        pool: RoIAlign.
+        canonical_size: see AlignedEncoder.
 
     Source:
         The projectors of pooled stages keep the stage's width, as MoCo v2's (2048 -> 2048 -> 128).
     """
-    backbone = Backbone(name, fpn_channels if alignment else None)
 
-    def stage_projector(k: int) -> MLPProjector:
+    def stage_projector(k: int) -> nn.Module:
         channels = backbone.stage_channels[LEVELS.index(k)]
-        return MLPProjector(channels, channels, embedding)
+        return make_projector(channels, channels, embedding)
 
-    image_projector = stage_projector(LEVELS[-1]) if "image" in embeds else None
-    if not alignment:
-        stages = {k: stage_projector(k) for k in levels} if "level" in embeds else {}
-        return StageEncoder(backbone, dict(stages), image_projector)
-    return AlignedEncoder(
-        backbone,
-        box_head(fpn_channels, box_head_channels, box_head_convs, box_head_fc),
-        MLPProjector(box_head_fc, projector_hidden, embedding),
-        RoIPool(roi_sampling_ratio, roi_aligned),
-        embeds,
-        levels,
-        canonical_size,
-        image_projector,
+    canvas = CanvasProjectors(
+        stage_projector(LEVELS[-1]) if "image" in embeds else None,
+        stage_projector(LEVELS[-1]) if "dense" in embeds else None,
     )
+    if backbone.fpn is None:
+        if "instance" in embeds:
+            raise CodoError("a loss embeds the instance, which needs alignment (the box is pooled from the FPN)")
+        return StageEncoder(backbone, {k: stage_projector(k) for k in levels} if "level" in embeds else {}, canvas)
+    head = make_box_head(backbone.out_channels, box_head_fc)
+    projector = make_projector(box_head_fc, projector_hidden, embedding)
+    return AlignedEncoder(backbone, head, projector, pool or RoIPool(), canvas, embeds, levels, canonical_size)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from codo.losses import Embeddings
+from codo.runs.world import World
 
 
 def embed_in_groups(encoder: nn.Module, images: Tensor, boxes: Tensor, groups: int) -> Embeddings:
@@ -23,22 +24,42 @@ def embed_in_groups(encoder: nn.Module, images: Tensor, boxes: Tensor, groups: i
     return Embeddings.concatenate([encoder(i, b) for i, b in parts])
 
 
+class GroupedEncoder(nn.Module):
+    """The query encoder, embedding in BN groups; what DDP wraps.
+
+    Args:
+        encoder: the query encoder.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor, boxes: Tensor, groups: int) -> Embeddings:
+        """Embed; see `embed_in_groups`."""
+        return embed_in_groups(self.encoder, images, boxes, groups)
+
+
 class MomentumEncoder(nn.Module):
     """The key encoder.
 
     Args:
         encoder: the query encoder; the key encoder starts as its copy and takes no gradient.
         momentum: m; `key <- m key + (1 - m) query` at each `update`.
-        groups: BN groups of one device among which keys are shuffled; 1 turns the shuffle off, as it would do nothing.
+        groups: BN groups of the whole batch among which keys are shuffled; 1 turns the shuffle off, as it would do
+            nothing.
+        world: the processes that share the batch.
 
     Source:
         MoCo (arXiv 1911.05722): momentum encoder and shuffled BN, there across GPUs.
     """
 
-    def __init__(self, encoder: nn.Module, momentum: float = 0.999, groups: int = 1) -> None:
+    def __init__(
+        self, encoder: nn.Module, momentum: float = 0.999, groups: int = 1, world: World | None = None
+    ) -> None:
         super().__init__()
         self.encoder = copy.deepcopy(encoder).requires_grad_(False)
-        self.momentum, self.groups = momentum, groups
+        self.momentum, self.groups, self.world = momentum, groups, world or World()
 
     @torch.no_grad()
     def update(self, query_encoder: nn.Module) -> None:
@@ -52,15 +73,33 @@ class MomentumEncoder(nn.Module):
         """Embed keys, in another order than the queries, so that their BN groups differ.
 
         Args:
-            images: `(B, 3, S, S)`, normalised.
-            boxes: `(4, B, 4)`, shuffled along with the images.
-            generator: on the processor; draws the order.
+            images: `(B / processes, 3, S, S)`, normalised.
+            boxes: `(4, B / processes, 4)`, shuffled along with the images.
+            generator: on the processor, in the same state in every process; draws the order.
 
         Returns:
-            Embeddings in the order of `images`.
+            Embeddings of the whole batch, of B samples, in their order.
         """
+        world = self.world
         if self.groups == 1:
-            return self.encoder(images, boxes)
-        order = torch.randperm(len(images), generator=generator).to(images.device)
-        shuffled = embed_in_groups(self.encoder, images[order], boxes[:, order], self.groups)
-        return shuffled.take(order.argsort())
+            return gather(self.encoder(images, boxes), world)
+        count = len(images)
+        order = torch.randperm(count * world.size, generator=generator).to(images.device)
+        rows = order[world.rank * count : (world.rank + 1) * count]
+        images, boxes = world.gather(images)[rows], world.gather(boxes, 1)[:, rows]
+        embedded = embed_in_groups(self.encoder, images, boxes, self.groups // world.size)
+        return gather(embedded, world).take(order.argsort())
+
+
+def gather(embeddings: Embeddings, world: World) -> Embeddings:
+    """Join the processes' embeddings to those of the whole batch; gradients reach this process's own."""
+    return Embeddings(
+        *(
+            e
+            if e is None
+            else world.gather_with_gradient(e, e.ndim - 2)
+            if e.requires_grad
+            else world.gather(e, e.ndim - 2)
+            for e in embeddings
+        )
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -18,6 +17,11 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 PLAIN_SECONDS = 10.0
 """Seconds between two plain lines."""
+
+
+def hush() -> None:
+    """Show nothing more in this process, which is not the first of several."""
+    console.quiet = errors.quiet = True
 
 
 def duration(seconds: float) -> str:
@@ -97,7 +101,7 @@ def counter(description: str) -> Callable[[int, int], None]:
             if done >= total:
                 state["bar"].stop()
         elif done >= total:
-            print(f"{description}: {total}", file=sys.stderr)
+            errors.print(f"{description}: {total}", markup=False)
 
     return show
 

@@ -12,6 +12,7 @@ import torch
 
 from codo.config.sections import RunSection
 from codo.errors import CodoError
+from codo.runs.world import World
 
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
@@ -22,29 +23,31 @@ class Hardware:
 
     Attributes:
         device: where the networks are.
-        precision: `fp32`, or `bf16` autocast.
+        precision: `fp32`, or `bf16` or `fp16` autocast.
         workers: data loader processes; 0 loads in the training process.
         threads: torch threads of the training process.
     """
 
     device: torch.device
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "fp16"]
     workers: int
     threads: int
 
     @staticmethod
-    def resolve(run: RunSection, *, heavy_loading: bool) -> Hardware:
+    def resolve(run: RunSection, *, heavy_loading: bool, world: World | None = None) -> Hardware:
         """Settle everything that `run` leaves to `auto`.
 
         Args:
             run: the config's `run` section.
             heavy_loading: images are decoded on each access (no cache), so that loading is worth a process.
+            world: the processes that share this machine; on GPUs each takes its own.
 
         Raises:
             CodoError: an unknown or absent device; more threads and workers than cores.
         """
-        device = _device(run.device)
-        cores = available_cores()
+        world = world or World()
+        device = _device(run.device, world)
+        cores = max(1, available_cores() // world.local_size)
         if run.workers != "auto":
             workers = run.workers
         elif device.type != "cpu":
@@ -56,8 +59,8 @@ class Hardware:
         if device.type == "cpu" and (run.workers, run.threads) != ("auto", "auto") and threads + workers > cores:
             # Oversubscribed cores make every convolution wait for its slowest thread.
             raise CodoError(
-                f"run.workers {workers} + run.threads {threads} exceed the {cores} cores of this machine; "
-                "leave one of them at auto"
+                f"run.workers {workers} + run.threads {threads} exceed the {cores} cores of this "
+                f"{'machine' if world.local_size == 1 else 'process'}; leave one of them at auto"
             )
         precision = run.precision
         if precision == "auto":
@@ -70,7 +73,8 @@ class Hardware:
 
     def autocast(self) -> AbstractContextManager[None]:
         """Open a region that computes in this precision."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32")
 
     def describe(self) -> str:
         """Say it in one line."""
@@ -98,9 +102,11 @@ def has_bf16(device: torch.device) -> bool:
     return False
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, world: World) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and world.size > 1:
+        name = f"cuda:{world.local_rank}"
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -92,14 +92,26 @@ class RunFolder:
             raise CodoError(f"{path} is not a run folder (no config.yaml in it)")
         return RunFolder(path)
 
-    def write_start(self, config: BaseModel, fingerprint: str, data: dict[str, Any], hardware: Hardware) -> None:
-        """Record what is about to run: the resolved config and the environment."""
-        write_text(self.path / "config.yaml", dump_yaml(config))
-        now = environment(fingerprint, data, hardware)
+    def sweep(self) -> None:
+        """Remove what a killed process left half-written."""
+        for file in self.path.glob(".*.tmp"):
+            file.unlink(missing_ok=True)
+
+    def write_start(
+        self,
+        config: BaseModel,
+        fingerprint: str,
+        data: dict[str, Any],
+        hardware: Hardware,
+        more: dict[str, Any] | None = None,
+    ) -> None:
+        """Record what is about to run: the environment, with `more`, and then the resolved config."""
+        now = environment(fingerprint, data, hardware) | (more or {})
         if (self.path / "environment.json").is_file():  # resumed: what it began with stays on record
             before = self.environment()
             now["earlier"] = [*before.pop("earlier", []), before]
         write_json(self.path / "environment.json", now)
+        write_text(self.path / "config.yaml", dump_yaml(config))  # last: it makes the folder a run folder
 
     def environment(self) -> dict[str, Any]:
         """Read back what `write_start` recorded of the environment."""

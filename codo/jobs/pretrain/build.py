@@ -1,4 +1,4 @@
-"""From a config to the parts of a run."""
+"""From a config to the images and the samples of a run."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import nn
 
 from codo.augment import (
     AnchorJitter,
@@ -27,12 +24,9 @@ from codo.data.images import list_images
 from codo.data.sample import sample_data
 from codo.errors import CodoError
 from codo.jobs.pretrain.samples import Background, SampleDataset
-from codo.losses import ImageLoss, InstanceLoss, KeyQueue, LevelLoss
-from codo.model import AlignedEncoder, MomentumEncoder, StageEncoder, build_encoder
+from codo.parts import Parts, make
 from codo.runs.console import counter, warn
-from codo.runs.seed import generator, integer_seed, torch_generator
-
-Loss = ImageLoss | InstanceLoss | LevelLoss
+from codo.runs.seed import generator
 
 FOREGROUND_DETAIL = 2.25
 """Foregrounds are kept at a short side of at most this many canvases: a crop of a fifth of the image has 1 / sqrt(5) of
@@ -117,8 +111,9 @@ def check_enough(foregrounds: int, config: PretrainConfig) -> None:
         )
 
 
-def build_dataset(config: PretrainConfig, sources: Sources) -> SampleDataset:
+def build_dataset(config: PretrainConfig, sources: Sources, parts: Parts | None = None) -> SampleDataset:
     """Open the images (decoding them once into the cache) and compose the views."""
+    parts = parts or Parts()
 
     def pool(name: str, paths: list[Path], square: int | None = None, short_side: int | None = None) -> ImagePool:
         found = ImagePool.build(
@@ -147,12 +142,16 @@ def build_dataset(config: PretrainConfig, sources: Sources) -> SampleDataset:
     else:
         view = CropView(config.canvas, config.crop.area, config.crop.aspect)
     colour = ColourJitter(**config.colour.model_dump())
-    sampler = ViewSampler(view, config.views, build_jitter(config), colour)
+    augmenters = [*(make(part) for part in config.augment), *parts.augmenters]
+    jitter = parts.jitter or build_jitter(config)
+    sampler = ViewSampler(view, config.views, jitter, colour, augmenters, foregrounds)
     return SampleDataset(foregrounds, sampler, config.seed, unreadable)
 
 
 def build_jitter(config: PretrainConfig) -> BoxJitter:
-    """Build the query's box jitter. A canvas that is the box itself is not jittered."""
+    """Build the query's box jitter. A canvas that is the box itself is not jittered, but by a user's own."""
+    if config.jitter.custom is not None:
+        return make(config.jitter.custom)
     if not config.background:
         return NoJitter()
     jitters: dict[str, Callable[[], BoxJitter]] = {
@@ -161,78 +160,3 @@ def build_jitter(config: PretrainConfig) -> BoxJitter:
         "none": NoJitter,
     }
     return jitters[config.jitter.mode]()
-
-
-class Method(nn.Module):
-    """Everything that a step changes besides the optimizer: both encoders and the queues.
-
-    Attributes:
-        query_encoder: takes the gradient, and is what transfers.
-        key_encoder: its moving average.
-        losses: name -> loss.
-        weights: name -> weight.
-        queues: name -> queues of that loss.
-    """
-
-    def __init__(self, config: PretrainConfig) -> None:
-        super().__init__()
-        self.weights = config.loss_weights
-        self.bn_groups = config.model.bn_groups
-        self.jitter_levels = config.jitter.levels
-        with torch.random.fork_rng(devices=[]):  # layers are initialised from torch's global generator
-            torch.manual_seed(integer_seed("weights", config.seed))
-            self.query_encoder: AlignedEncoder | StageEncoder = encoder_of(config)
-        self.key_encoder = MomentumEncoder(self.query_encoder, config.model.key_momentum, self.bn_groups)
-        makers: dict[str, Callable[[], Loss]] = {
-            "image": lambda: ImageLoss(config.loss.temperature, config.loss.negatives),
-            "instance": lambda: InstanceLoss(config.loss.temperature, config.loss.negatives),
-            "level": lambda: LevelLoss(config.level_weights, config.loss.temperature, config.loss.negatives),
-        }
-        self.losses: dict[str, Loss] = {name: makers[name]() for name in self.weights}
-        self.queues = nn.ModuleDict()
-        if config.loss.negatives != "batch":
-            start = torch_generator("queue", config.seed)
-            for name, loss in self.losses.items():
-                queues = [KeyQueue(config.loss.queue_size, config.model.embedding, start) for _ in range(loss.queues)]
-                self.queues[name] = nn.ModuleList(queues)
-
-    def queues_of(self, name: str) -> list[KeyQueue]:
-        """List the queues of a loss; none where negatives come from the batch."""
-        return [queue for queue in self.queues[name].children() if isinstance(queue, KeyQueue)] if self.queues else []
-
-
-def encoder_of(config: PretrainConfig) -> AlignedEncoder | StageEncoder:
-    """Build the encoder of a config."""
-    model = config.model
-    return build_encoder(
-        model.backbone,
-        alignment=config.alignment,
-        embeds=config.loss_weights.keys(),
-        levels=config.loss.levels,
-        fpn_channels=model.fpn_channels,
-        box_head_convs=model.box_head_convs,
-        box_head_channels=model.box_head_channels,
-        box_head_fc=model.box_head_fc,
-        projector_hidden=model.projector_hidden,
-        embedding=model.embedding,
-        roi_sampling_ratio=model.roi_sampling_ratio,
-        roi_aligned=model.roi_aligned,
-        canonical_size=config.roi_canonical_size,
-    )
-
-
-def build_optimizer(config: PretrainConfig, method: Method) -> torch.optim.Optimizer:
-    """Build SGD with Nesterov momentum over the query encoder."""
-    return torch.optim.SGD(
-        method.query_encoder.parameters(),
-        lr=scaled_lr(config),
-        momentum=config.optim.momentum,
-        weight_decay=config.optim.weight_decay,
-        nesterov=config.optim.momentum > 0,
-        fused=True,
-    )
-
-
-def scaled_lr(config: PretrainConfig) -> float:
-    """Compute the learning rate of this batch size."""
-    return config.optim.lr * config.optim.batch_size / 256

@@ -1,23 +1,31 @@
-"""The training loop: one step, and the steps of a run."""
+"""One training step, on one process or several."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from codo.augment import Views, finish_views
 from codo.backbones import LEVELS
+from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
-from codo.jobs.pretrain.build import Method
-from codo.losses import Embeddings
-from codo.model import embed_in_groups
+from codo.jobs.pretrain.method import Method, build_optimizer, scaled_lr
+from codo.losses import Contrast, Embeddings
+from codo.model import gather
 from codo.runs.hardware import Hardware
-from codo.runs.seed import torch_generator
+from codo.runs.seed import integer_seed, torch_generator
+from codo.runs.world import World
+
+
+class NotFiniteError(CodoError):
+    """A loss or gradient that is not finite; the weights are those before the step."""
 
 
 @dataclass
@@ -27,14 +35,30 @@ class StepResult:
     Attributes:
         loss: the weighted sum that was descended.
         terms: name -> loss of that term, unweighted, the mean over the query views.
-        queue_accuracy: see Contrast; the mean over terms and views, NaN where no queue takes part.
+        queue_accuracy: see Contrast; the mean over the terms and views that have it, NaN without any.
         batch_accuracy: likewise.
+        gradient_norm: over all parameters, before clipping.
+        query: embeddings of a query view of the whole batch, without gradient.
     """
 
     loss: float = 0.0
     terms: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    queue_accuracy: float = 0.0
-    batch_accuracy: float = 0.0
+    queue_accuracy: float = math.nan
+    batch_accuracy: float = math.nan
+    gradient_norm: float = math.nan
+    query: Embeddings | None = None
+    _accuracies: list[tuple[float, float]] = field(default_factory=list)
+
+    def note_accuracies(self, pairs: list[tuple[float, float]]) -> None:
+        """Take in the accuracies (queue, batch) of some terms."""
+        self._accuracies += pairs
+        self.queue_accuracy, self.batch_accuracy = (
+            _mean([v for v in column if not math.isnan(v)]) for column in zip(*self._accuracies, strict=True)
+        )
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
 
 
 def level_boxes(exact: Tensor, jittered: Tensor, jitter_levels: tuple[int, ...]) -> Tensor:
@@ -51,118 +75,219 @@ def level_boxes(exact: Tensor, jittered: Tensor, jitter_levels: tuple[int, ...])
     return torch.stack([jittered if k in jitter_levels else exact for k in LEVELS])
 
 
-def train_step(
-    method: Method, optimizer: torch.optim.Optimizer, views: Views, hardware: Hardware, shuffle: torch.Generator
-) -> StepResult:
-    """Take one step: embed the keys, contrast each query view, descend, push the keys.
+class Trainer:
+    """Takes training steps.
 
     Args:
-        method: encoders, losses and queues, in training mode.
-        optimizer: over the query encoder.
-        views: of a batch, `images` `(B, V + 1, S, S, 3)` uint8.
+        config: of the pretraining.
+        method: encoders, losses and queues, on the hardware's device, in training mode.
         hardware: device and precision.
-        shuffle: draws the order in which keys are embedded.
+        world: the processes that share a batch.
 
-    Raises:
-        CodoError: the loss is not finite; the weights are those before this step.
+    Attributes:
+        optimizer: over the query encoder and the losses' own parameters.
+        scaler: scales the loss under fp16; else it does nothing.
     """
-    device = hardware.device
-    count = views.images.shape[1]
-    # View by view: (V + 1, B, ...), so that each view is one block of memory.
-    raw = views.images.to(device, non_blocking=True).transpose(0, 1).flatten(0, 1)
-    colour = type(views.colour)(*(c.transpose(0, 1).flatten(0, 1) for c in views.colour)).to(device)
-    images = finish_views(raw, colour).chunk(count)
-    boxes = [
-        level_boxes(exact, jittered, method.jitter_levels)
-        for exact, jittered in zip(
-            views.exact_boxes.to(device).unbind(1), views.boxes.to(device).unbind(1), strict=True
+
+    def __init__(self, config: PretrainConfig, method: Method, hardware: Hardware, world: World) -> None:
+        self.config, self.method, self.hardware, self.world = config, method, hardware, world
+        if config.run.compile:
+            method.query_encoder.compile()
+            method.key_encoder.encoder.compile()
+        self.encoder = method.grouped_encoder(world, hardware.device)
+        self.optimizer = build_optimizer(config, method)
+        self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.precision == "fp16")
+        self._shared = [p for p in method.losses.parameters() if p.requires_grad]
+        self._parameters = [*method.query_encoder.parameters(), *self._shared]
+
+    def step(self, views: Views, number: int, schedule: Schedule) -> StepResult:
+        """Take one step: embed the keys, contrast each query view, descend, take the keys into the queues.
+
+        Dropout and the like draw from torch's global generator, which is a function of seed and step in here and is
+        put back.
+
+        Args:
+            views: this process's part of the batch, `images` `(B, V + 1, S, S, 3)` uint8.
+            number: steps done before.
+            schedule: learning rate and key momentum.
+
+        Raises:
+            NotFiniteError: a loss or a gradient is not finite; the weights are those before this step.
+        """
+        method, device = self.method, self.hardware.device
+        for group in self.optimizer.param_groups:
+            group["lr"] = schedule.lr(number)
+        method.key_encoder.momentum = schedule.key_momentum(number)
+        images, exact, jittered = self._prepare(views)
+        order = torch_generator("shuffle", self.config.seed, number)
+        result = StepResult()
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(integer_seed("step", self.config.seed, number, self.world.rank))
+            method.key_encoder.update(method.query_encoder)
+            with self.hardware.autocast():
+                key = method.key_encoder(images[-1], exact[-1], order)
+                # The other direction: the key view as query, and each query view as its key.
+                back = [method.key_encoder(i, b, order) for i, b in self._queries(images, exact) if method.symmetric]
+            passes = [(i, b, [key]) for i, b in self._queries(images, jittered)]
+            if method.symmetric:
+                passes.append((images[-1], jittered[-1], back))
+            self._descend(passes, len(images) - 1, result)
+        self._finish(result)
+        with torch.no_grad():
+            for _, loss, _ in method.terms():
+                loss.update(key)
+        return result
+
+    def _queries(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        return list(zip(images[:-1], boxes[:-1], strict=True))
+
+    def _prepare(self, views: Views) -> tuple[Sequence[Tensor], list[Tensor], list[Tensor]]:
+        """Move, colour and normalise: per view the images `(B, 3, S, S)`, exact and jittered boxes `(4, B, 4)`."""
+        device, count = self.hardware.device, views.images.shape[1]
+        # View by view: (V + 1, B, ...), so that each view is one block of memory.
+        raw = views.images.to(device, non_blocking=True).transpose(0, 1).flatten(0, 1)
+        colour = type(views.colour)(*(c.transpose(0, 1).flatten(0, 1) for c in views.colour)).to(device)
+        images = finish_views(raw, colour).chunk(count)
+        exact, jittered = (boxes.to(device).unbind(1) for boxes in (views.exact_boxes, views.boxes))
+        levels = self.method.jitter_levels
+        return (
+            images,
+            [level_boxes(e, e, levels) for e in exact],
+            [level_boxes(e, j, levels) for e, j in zip(exact, jittered, strict=True)],
         )
-    ]
 
-    method.key_encoder.update(method.query_encoder)
-    with hardware.autocast():
-        key: Embeddings = method.key_encoder(images[-1], boxes[-1], shuffle)
+    def _descend(self, passes: list[tuple[Tensor, Tensor, list[Embeddings]]], views: int, result: StepResult) -> None:
+        """Add up the gradients of all passes: a view as query, with its keys. The memory is that of one pass."""
+        parts, groups = self.config.optim.accumulate, self.method.bn_groups
+        for number, (images, boxes, keys) in enumerate(passes):
+            last = number == len(passes) - 1
+            if parts == 1:
+                with self._synchronised(last):
+                    with self.hardware.autocast():
+                        local = self.encoder(images, boxes, groups)
+                    self._compare(local, keys, views, result)
+                continue
+            # The loss needs the whole batch: embed without a graph, take the gradient of the embeddings, and only then
+            # embed part by part with a graph (gradient caching: Gao et al., arXiv 2101.06983).
+            rows = list(zip(images.chunk(parts), boxes.chunk(parts, dim=1), strict=True))
+            seeds = [integer_seed("part", torch.initial_seed(), number, i) for i in range(parts)]
+            embedded = []
+            with torch.no_grad(), _no_statistics(self.method.query_encoder), self.hardware.autocast():
+                for (i, b), seed in zip(rows, seeds, strict=True):
+                    torch.manual_seed(seed)
+                    embedded.append(_module(self.encoder)(i, b, groups // parts))
+            local = Embeddings(
+                *(
+                    e if e is None or name == "dense_features" else e.detach().requires_grad_()
+                    for name, e in Embeddings.concatenate(embedded)._asdict().items()
+                )
+            )
+            self._compare(local, keys, views, result)
+            pieces = zip(*(e.grad.chunk(parts, -2) for e in local if e is not None and e.grad is not None), strict=True)
+            for n, ((i, b), seed, gradients) in enumerate(zip(rows, seeds, pieces, strict=True)):
+                torch.manual_seed(seed)
+                with self._synchronised(last and n == parts - 1):
+                    with self.hardware.autocast():
+                        out = self.encoder(i, b, groups // parts)
+                    wanted = [o for o, e in zip(out, local, strict=True) if e is not None and e.grad is not None]
+                    torch.autograd.backward(wanted, list(gradients))
 
-    result, queries = StepResult(), count - 1
-    for image, box in zip(images[:-1], boxes[:-1], strict=True):
-        with hardware.autocast():
-            query = embed_in_groups(method.query_encoder, image, box, method.bn_groups)
-        loss = query_loss(method, query, key, result, queries)
-        # View by view: the memory of one view, whatever V is.
-        (loss / queries).backward()
-        result.loss += float(loss.detach()) / queries
-    if not math.isfinite(result.loss):
-        optimizer.zero_grad(set_to_none=True)
-        terms = ", ".join(f"{name} {value:.4g}" for name, value in result.terms.items())
-        raise CodoError(f"the loss is not finite ({terms}); lower optim.lr or use --precision fp32")
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    for name, loss_term in method.losses.items():
-        for queue, keys in zip(method.queues_of(name), loss_term.keys(key), strict=False):
-            queue.push(keys)
-    return result
+    def _synchronised(self, last: bool) -> AbstractContextManager[None]:
+        """Let DDP exchange gradients in the last backward pass of a step alone."""
+        if isinstance(self.encoder, nn.parallel.DistributedDataParallel) and not last:
+            return self.encoder.no_sync()
+        return nullcontext()
+
+    def _compare(self, local: Embeddings, keys: list[Embeddings], views: int, result: StepResult) -> None:
+        """Compute the losses of one query view and their gradients; note the figures in `result`."""
+        query = gather(local, self.world)
+        result.query = Embeddings(*(None if e is None else e.detach() for e in query))
+        total, accuracies = torch.zeros((), device=self.hardware.device), []
+        for key in keys:
+            for name, loss, weight in self.method.terms():
+                value = loss(query, key)
+                found = value if isinstance(value, Contrast) else Contrast(value)
+                if found.loss.ndim != 0:
+                    raise CodoError(f"loss {name}: must return a scalar, not a tensor {tuple(found.loss.shape)}")
+                total = total + weight / views * found.loss
+                result.terms[name] += float(found.loss.detach()) / views
+                accuracies.append((float(found.queue_accuracy), float(found.batch_accuracy)))
+        self.scaler.scale(total).backward()
+        result.loss += float(total.detach())
+        result.note_accuracies(accuracies)
+
+    def _finish(self, result: StepResult) -> None:
+        """Check, clip and descend."""
+        wrong = [name for name, value in result.terms.items() if not math.isfinite(value)]
+        if not math.isfinite(result.loss):
+            self.optimizer.zero_grad(set_to_none=True)
+            terms = ", ".join(f"{name} {value:.4g}" for name, value in result.terms.items())
+            raise NotFiniteError(f"the loss is not finite: {', '.join(wrong)} (of {terms})")
+        self.world.average_gradients(self._shared)
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        result.gradient_norm = float(norm)
+        if not math.isfinite(result.gradient_norm) and not self.scaler.is_enabled():  # the scaler passes over the step
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NotFiniteError("the gradient is not finite, though the loss is")
+        if self.config.optim.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(self._parameters, self.config.optim.clip_norm, norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
 
 
-def query_loss(method: Method, query: Embeddings, key: Embeddings, result: StepResult, queries: int) -> Tensor:
-    """Sum the weighted losses of one query view, and note its terms in `result`."""
-    total, share = None, 1 / queries
-    for name, loss in method.losses.items():
-        stale: list[Tensor | None] = [queue.keys for queue in method.queues_of(name)]
-        contrast = loss(query, key, stale or [None] * loss.queues)
-        weighted = method.weights[name] * contrast.loss
-        total = weighted if total is None else total + weighted
-        result.terms[name] += float(contrast.loss.detach()) * share
-        result.queue_accuracy += float(contrast.queue_accuracy) * share / len(method.losses)
-        result.batch_accuracy += float(contrast.batch_accuracy) * share / len(method.losses)
-    assert total is not None, "a method has at least one loss"
-    return total
+@dataclass(frozen=True)
+class Schedule:
+    """What changes from step to step.
 
-
-def cosine_lr(base: float, step: int, steps: int) -> float:
-    """Compute the learning rate of a step: a cosine from `base` to 0, no warm-up (MoCo v2, InsLoc)."""
-    return base * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
-def shuffle_generator(seed: int, step: int) -> torch.Generator:
-    """Make the generator of a step's shuffled BN."""
-    return torch_generator("shuffle", seed, step)
-
-
-class Shortcut:
-    """Watches for the freshness shortcut: keys told by their age instead of by what they show.
-
-    Smooths both accuracies over about 50 steps; `found` when the one against the queue is above .9 and the one among
-    the batch under half of it (thresholds ours; seen at .995 against chance, method.md, Traps).
+    Attributes:
+        config: of the pretraining.
+        per_epoch: steps of an epoch.
     """
 
-    def __init__(self) -> None:
-        self.queue = self.batch = 0.0
-        self.steps = 0
+    config: PretrainConfig
+    per_epoch: int
 
-    def update(self, result: StepResult) -> bool:
-        """Take in one step; return whether the shortcut shows."""
-        if math.isnan(result.queue_accuracy):
-            return False
-        self.steps += 1
-        rate = max(0.02, 1 / self.steps)
-        self.queue += rate * (result.queue_accuracy - self.queue)
-        self.batch += rate * (result.batch_accuracy - self.batch)
-        return self.steps >= 50 and self.queue > 0.9 and self.batch < self.queue / 2
+    @property
+    def steps(self) -> int:
+        """Count the steps of the run."""
+        return self.per_epoch * self.config.optim.epochs
+
+    def lr(self, step: int) -> float:
+        """Compute the learning rate of a step: a linear warm-up from 0, then a cosine to 0."""
+        optim, base = self.config.optim, scaled_lr(self.config)
+        warmup = round(optim.warmup_epochs * self.per_epoch)
+        if step < warmup:
+            return base * step / warmup
+        if optim.schedule == "epoch":
+            step = max(warmup, step // self.per_epoch * self.per_epoch)
+        return cosine(base, 0.0, (step - warmup) / (self.steps - warmup))
+
+    def key_momentum(self, step: int) -> float:
+        """Compute m of a step."""
+        start, end = self.config.model.key_momentum, self.config.model.key_momentum_end
+        return start if end is None else cosine(start, end, step / self.steps)
 
 
-class Clock:
-    """Images a second and the share of time spent waiting for data, since the last `read`."""
+def cosine(start: float, end: float, share: float) -> float:
+    """Go from `start` to `end` along half a cosine; `share` in [0, 1] of the way."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))
 
-    def __init__(self) -> None:
-        self.reset()
 
-    def reset(self) -> None:
-        """Begin anew."""
-        self.waited, self.images, self.start = 0.0, 0, time.perf_counter()
+@contextmanager
+def _no_statistics(module: nn.Module) -> Iterator[None]:
+    """Leave BN's running statistics alone while open; it normalises as in training."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
-    def read(self) -> dict[str, float]:
-        """Return both figures and begin anew."""
-        elapsed = max(time.perf_counter() - self.start, 1e-9)
-        figures = {"images_per_s": self.images / elapsed, "data_wait": self.waited / elapsed}
-        self.reset()
-        return figures
+
+def _module(encoder: nn.Module) -> nn.Module:
+    return encoder.module if isinstance(encoder, nn.parallel.DistributedDataParallel) else encoder

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from codo.augment import Augmenter, BoxJitter
 from codo.backbones import Backbone
 from codo.config.load import differences, fingerprint, load_pretrain_config
 from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
-from codo.jobs.pretrain.build import build_dataset, find_sources
+from codo.jobs.pretrain.build import Sources, build_dataset, find_sources
+from codo.jobs.pretrain.method import groups_of_process
+from codo.jobs.pretrain.samples import SampleDataset
 from codo.jobs.pretrain.training import Run, peak_memory
+from codo.losses import Loss
+from codo.model.encoder import MakeBoxHead, MakeProjector
+from codo.parts import Parts, find
 from codo.runs.checkpoint import load_checkpoint
-from codo.runs.console import duration
+from codo.runs.console import duration, hush, warn
+from codo.runs.events import check_tensorboard
 from codo.runs.hardware import Hardware
 from codo.runs.record import RunFolder
+from codo.runs.world import World
 
 
 @dataclass(frozen=True)
@@ -32,37 +44,88 @@ class PretrainResult:
     summary: dict[str, Any]
 
 
-def pretrain(config: PretrainConfig, out: Path | None = None) -> PretrainResult:
-    """Pretrain backbone, FPN and box head without labels.
+def pretrain(
+    config: PretrainConfig,
+    out: Path | None = None,
+    *,
+    losses: Sequence[Loss] = (),
+    augmenters: Sequence[Augmenter] = (),
+    jitter: BoxJitter | None = None,
+    projector: MakeProjector | None = None,
+    box_head: MakeBoxHead | None = None,
+    backbone: Callable[[], nn.Module] | None = None,
+) -> PretrainResult:
+    """Pretrain backbone, FPN and box head without labels; under torchrun on several processes.
+
+    A user's own parts come as arguments (see `codo.parts.Parts`) or, by dotted path, in the config.
 
     Args:
-        config: the settings; `codo.load_config` makes them from presets, files and fields.
+        config: the settings; `codo.load_pretrain_config` makes them from presets, files and fields.
         out: the run folder to make; None takes the next `runs/pretrain-N`.
+        losses: added to the objective, with weight 1.
+        augmenters: applied to each view before its colour.
+        jitter: in place of the config's.
+        projector: makes every projector.
+        box_head: makes the box head.
+        backbone: makes the backbone's body.
 
     Raises:
         CodoError: images that cannot be used, a folder that exists, a loss that is not finite.
         Interrupted: after Ctrl-C or SIGTERM, with the state saved.
+
+    Example:
+        >>> config = codo.load_pretrain_config(preset="codo-small", flags={"data.foregrounds": "photos"})
+        >>> result = codo.pretrain(config, Path("runs/first"))  # doctest: +SKIP
+        >>> result.summary["loss"]  # doctest: +SKIP
+        4.2
     """
-    check_parts(config)
-    RunFolder.check_free(out)
-    sources = find_sources(config)
-    run = Run(config, build_dataset(config, sources))
-    folder = RunFolder.create(out, "pretrain")
-    run.write_start(folder, sources)
-    return PretrainResult(folder.path, run.execute(folder))
+    parts = Parts(losses, augmenters, jitter, projector, box_head, backbone)
+    world = World.of_environment()
+    hardware = check_parts(config, parts, world)
+    if world.first:
+        RunFolder.check_free(out)
+    with _joined(world, hardware):
+        sources, dataset = _open(config, parts, world)
+        run = Run(config, dataset, parts, world)
+        folder = RunFolder.create(out, "pretrain") if world.first else None
+        folder = RunFolder(world.collect(folder.path if folder else Path())[0])
+        if world.first:
+            run.write_start(folder, sources)
+        world.wait()
+        return PretrainResult(folder.path, run.execute(folder))
 
 
-def resume(path: Path, changes: dict[str, Any] | None = None) -> PretrainResult:
+def resume(
+    path: Path,
+    changes: dict[str, Any] | None = None,
+    *,
+    losses: Sequence[Loss] = (),
+    augmenters: Sequence[Augmenter] = (),
+    jitter: BoxJitter | None = None,
+    projector: MakeProjector | None = None,
+    box_head: MakeBoxHead | None = None,
+    backbone: Callable[[], nn.Module] | None = None,
+) -> PretrainResult:
     """Go on with a run; its end equals that of a run that was never stopped.
 
     Args:
         path: the run folder.
         changes: dotted field -> value; the `run` section may change, and the number of epochs grow.
+        losses: as in `pretrain`, and so the other parts: those that the run began with.
+        augmenters: likewise.
+        jitter: likewise.
+        projector: likewise.
+        box_head: likewise.
+        backbone: likewise.
 
     Raises:
-        CodoError: no run there, no checkpoint yet, nothing left to do, other fields changed, or the images did.
+        CodoError: no run there, nothing left to do, other fields or parts changed, or the images did.
+
+    Example:
+        >>> codo.resume_pretrain(Path("runs/first"), {"optim.epochs": 40})  # doctest: +SKIP
     """
-    folder = RunFolder.open(path)
+    parts = Parts(losses, augmenters, jitter, projector, box_head, backbone)
+    world, folder = World.of_environment(), RunFolder.open(path)
     before, config = (load_pretrain_config(file=path / "config.yaml", flags=flags) for flags in (None, changes))
     changed = differences(before, config)
     longer = before.optim.epochs < config.optim.epochs
@@ -77,23 +140,71 @@ def resume(path: Path, changes: dict[str, Any] | None = None) -> PretrainResult:
         raise CodoError(f"--resume {path}: a resumed run keeps its config ({told}); only run.* may change, epochs grow")
     if folder.complete and not longer:
         raise CodoError(f"--resume {path}: the run is complete; ask for more epochs to continue it")
-    sources = find_sources(config)
-    if sources.fingerprint != folder.environment()["data"]["fingerprint"]:
-        raise CodoError(f"--resume {path}: the images are not those that the run began with")
-    checkpoint = load_checkpoint(path / "checkpoint.pt")
-    run = Run(config, build_dataset(config, sources))
-    run.load(checkpoint)
-    for name in ("summary.json", "weights.safetensors"):  # what is longer is not complete
-        (path / name).unlink(missing_ok=True)
-    folder.rewind_metrics(run.step)
-    run.write_start(folder, sources)
-    return PretrainResult(folder.path, run.execute(folder))
+    then = folder.environment()
+    if then.get("parts", {}) != parts.names():
+        raise CodoError(
+            f"--resume {path}: the run began with the parts {then['parts'] or 'none'} from Python, now they are "
+            f"{parts.names() or 'none'}; pass the same to codo.resume_pretrain"
+        )
+    hardware = check_parts(config, parts, world)
+    with _joined(world, hardware):
+        sources, dataset = _open(config, parts, world)
+        if sources.fingerprint != then["data"]["fingerprint"]:
+            raise CodoError(f"--resume {path}: the images are not those that the run began with")
+        run = Run(config, dataset, parts, world)
+        checkpoint = path / "checkpoint.pt"
+        if checkpoint.exists():
+            run.load(load_checkpoint(checkpoint))
+        elif world.first:
+            warn(f"{path} was stopped before its first checkpoint; it begins again")
+        if then.get("processes", 1) != world.size and world.first:
+            warn(
+                f"{path} ran on {then['processes']} processes, now on {world.size}: samples, BN groups and queues are "
+                "the same, sums are taken in another order; equal to rounding, not bit for bit"
+            )
+        if world.first:
+            folder.sweep()
+            for name in ("summary.json", "weights.safetensors"):  # what is longer is not complete
+                (path / name).unlink(missing_ok=True)
+            folder.rewind_metrics(run.step)
+            run.write_start(folder, sources)
+        world.wait()
+        return PretrainResult(folder.path, run.execute(folder))
 
 
-def check_parts(config: PretrainConfig) -> None:
-    """Refuse an unknown device or backbone before any image is decoded."""
-    Hardware.resolve(config.run, heavy_loading=False)
-    Backbone(config.model.backbone, None)
+@contextmanager
+def _joined(world: World, hardware: Hardware) -> Iterator[None]:
+    """Connect the processes; all but the first fall silent, and one's failure ends the others in one line."""
+    if not world.first:
+        hush()
+    with world.joined(hardware.device):
+        try:
+            yield
+        except RuntimeError as error:
+            if world.size > 1 and "onnection" in str(error):  # gloo's and NCCL's words for a lost peer
+                raise CodoError("another process failed; its own message says why") from error
+            raise
+
+
+def _open(config: PretrainConfig, parts: Parts, world: World) -> tuple[Sources, SampleDataset]:
+    """Find and open the images; of several processes on a machine the first one fills the cache."""
+    with world.one_after_the_first():
+        sources = find_sources(config)
+        return sources, build_dataset(config, sources, parts)
+
+
+def check_parts(config: PretrainConfig, parts: Parts, world: World) -> Hardware:
+    """Refuse an unknown device, backbone, loss or spread over processes before any image is decoded."""
+    hardware = Hardware.resolve(config.run, heavy_loading=False, world=world)
+    if config.run.tensorboard:
+        check_tensorboard()
+    groups_of_process(config, world)
+    Backbone(parts.backbone or config.model.backbone, None)
+    single = (config.jitter.custom, config.model.projector, config.model.box_head)
+    for part in (*config.loss.custom, *config.augment, *single):
+        if part is not None:
+            find(part.path)
+    return hardware
 
 
 def dry_run(config: PretrainConfig) -> dict[str, Any]:
@@ -102,7 +213,7 @@ def dry_run(config: PretrainConfig) -> dict[str, Any]:
     Returns:
         Parameters by part, counts of images, samples and steps, seconds a step, hours of the run, peak memory in bytes.
     """
-    check_parts(config)
+    check_parts(config, Parts(), World())
     sources = find_sources(config)
     run = Run(config, build_dataset(config, sources))
     batches = run.batches(min(3, run.steps))
@@ -120,7 +231,7 @@ def dry_run(config: PretrainConfig) -> dict[str, Any]:
         "hardware": run.hardware.describe(),
         "losses": run.method.weights,
         "parameters": parts,
-        "queues": sum(loss.queues for loss in run.method.losses.values()) if run.method.queues else 0,
+        "queues": run.method.queues,
         "epochs": config.optim.epochs,
         "steps": run.steps,
         "samples": run.steps * config.optim.batch_size,

@@ -18,6 +18,7 @@ from codo.errors import CodoError
 from codo.runs.hardware import Hardware
 from codo.runs.interrupt import ignore_stop_signals
 from codo.runs.seed import generator
+from codo.runs.world import World
 
 MAX_SUBSTITUTES = 100
 """Foregrounds in a row that may be unreadable before the run is ended."""
@@ -99,10 +100,14 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         seed: of the run.
         first: the first step to yield, for a resumed run.
         last: the step before which to stop.
+        world: the processes that share a batch; this one's part is yielded.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, first: int, last: int) -> None:
+    def __init__(
+        self, size: int, batch_size: int, seed: int, first: int, last: int, world: World | None = None
+    ) -> None:
         self.size, self.batch_size, self.seed, self.first, self.last = size, batch_size, seed, first, last
+        self.world = world or World()
 
     def __len__(self) -> int:
         return self.last - self.first
@@ -115,7 +120,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
                 epoch = step // per_epoch
                 order = generator("order", self.seed, epoch).permutation(self.size)
             start = step % per_epoch * self.batch_size
-            yield [(epoch, int(i)) for i in order[start : start + self.batch_size]]
+            yield self.world.share([(epoch, int(i)) for i in order[start : start + self.batch_size]])
 
 
 def collate(samples: Sequence[Sample]) -> Sample:

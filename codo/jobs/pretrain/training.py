@@ -9,6 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing, nullcontext
 from typing import Any
 
 import torch
@@ -19,76 +20,98 @@ from codo.config.load import fingerprint
 from codo.config.pretrain import PretrainConfig
 from codo.config.sections import ArchitectureSection
 from codo.errors import CodoError, Interrupted
-from codo.jobs.pretrain.build import Method, Sources, build_optimizer, check_enough, scaled_lr
-from codo.jobs.pretrain.loop import Clock, Shortcut, StepResult, cosine_lr, shuffle_generator, train_step
+from codo.jobs.pretrain.build import Sources, check_enough
+from codo.jobs.pretrain.loop import NotFiniteError, Schedule, StepResult, Trainer
+from codo.jobs.pretrain.method import Method
 from codo.jobs.pretrain.samples import Sample, SampleDataset, StepSampler, sample_loader
+from codo.jobs.pretrain.watch import Clock, Collapse, Shortcut, collapse_measures
+from codo.parts import Parts
 from codo.runs.checkpoint import save_checkpoint
 from codo.runs.console import JobProgress
+from codo.runs.events import Events
+from codo.runs.files import write_json
 from codo.runs.hardware import Hardware
 from codo.runs.interrupt import StopRequest
 from codo.runs.record import RunFolder
 from codo.runs.weights_file import save_weights
+from codo.runs.world import World
 
 
 class Run:
     """The moving state of a run.
 
+    Args:
+        config: of the pretraining.
+        dataset: its samples.
+        parts: a user's own, from Python.
+        world: the processes that share a batch; every process has a Run of its own, the first one writes.
+
     Attributes:
         step: steps done.
         steps: steps of the whole run.
+        seconds: time spent in earlier sessions.
         unreadable: names of broken images that were left out or passed over.
-        shortcut: whether the freshness shortcut was seen.
+        warnings: name -> warning, of what was noticed: `shortcut`, `collapse`.
     """
 
-    def __init__(self, config: PretrainConfig, dataset: SampleDataset) -> None:
+    def __init__(
+        self, config: PretrainConfig, dataset: SampleDataset, parts: Parts | None = None, world: World | None = None
+    ) -> None:
         check_enough(len(dataset), config)
-        self.config, self.dataset = config, dataset
-        self.hardware = Hardware.resolve(config.run, heavy_loading=not dataset.foregrounds.cached)
+        self.config, self.dataset, self.world = config, dataset, world or World()
+        self.parts = parts or Parts()
+        heavy = not dataset.foregrounds.cached
+        self.hardware = Hardware.resolve(config.run, heavy_loading=heavy, world=self.world)
         self.hardware.apply()
-        self.method = Method(config).to(self.hardware.device).train()
+        device = self.hardware.device
+        self.method = Method(config, self.parts, self.world, device).to(device).train()
         self.method.to(memory_format=torch.channels_last)
-        self.optimizer = build_optimizer(config, self.method)
+        self.trainer = Trainer(config, self.method, self.hardware, self.world)
         self.per_epoch = len(dataset) // config.optim.batch_size
-        self.step, self.steps = 0, self.per_epoch * config.optim.epochs
+        self.schedule = Schedule(config, self.per_epoch)
+        self.step, self.steps, self.seconds = 0, self.schedule.steps, 0.0
         self.unreadable = set(dataset.unreadable)
-        self.shortcut = False
+        self.warnings: dict[str, str] = {}
+        self.shortcut, self.collapse = Shortcut(), Collapse()
 
     def batches(self, steps: int) -> Iterator[Sample]:
-        """Load the batches from the current step up to step `steps`."""
-        sampler = StepSampler(len(self.dataset), self.config.optim.batch_size, self.config.seed, self.step, steps)
+        """Load this process's batches from the current step up to step `steps`."""
+        sampler = StepSampler(
+            len(self.dataset), self.config.optim.batch_size, self.config.seed, self.step, steps, self.world
+        )
         return iter(sample_loader(self.dataset, sampler, self.hardware))
 
     def advance(self, batch: Sample) -> StepResult:
         """Take the next step."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
-        shuffle = shuffle_generator(self.config.seed, self.step)
         try:
-            result = train_step(self.method, self.optimizer, batch.views, self.hardware, shuffle)
-        except CodoError as error:
-            raise CodoError(f"step {self.step + 1}: {error}") from error
+            result = self.trainer.step(batch.views, self.step, self.schedule)
+        except NotFiniteError as error:
+            raise NotFiniteError(f"step {self.step + 1}: {error}") from error
         self.step += 1
         return result
-
-    @property
-    def lr(self) -> float:
-        """The learning rate of the next step."""
-        return cosine_lr(scaled_lr(self.config), self.step, self.steps)
 
     def write_start(self, folder: RunFolder, sources: Sources) -> None:
         """Record config, environment and data."""
         data = {**sources.record(), "unreadable": len(self.unreadable)}
-        folder.write_start(self.config, fingerprint(self.config, sources.fingerprint), data, self.hardware)
+        names = self.parts.names()
+        told = json.dumps(names) if names else ""
+        name = fingerprint(self.config, sources.fingerprint + told)
+        more = {"parts": names, "processes": self.world.size}
+        folder.write_start(self.config, name, data, self.hardware, more)
 
     def state(self) -> dict[str, Any]:
-        """Collect what a checkpoint holds. Generators have no state: they are functions of seed and step."""
+        """Collect what a checkpoint holds, in all processes at once. Generators are functions of seed and step."""
+        self.unreadable.update(*self.world.collect(self.unreadable))
         return {
             "step": self.step,
+            "seconds": self.seconds,
             "foregrounds": len(self.dataset),
             "unreadable": sorted(self.unreadable),
-            "shortcut": self.shortcut,
+            "warnings": self.warnings,
+            "watches": {"shortcut": vars(self.shortcut), "collapse": vars(self.collapse)},
             "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.trainer.optimizer.state_dict(),
+            "scaler": self.trainer.scaler.state_dict(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -99,60 +122,114 @@ class Run:
                 f"{len(self.dataset)}; resume with the run.cache that it began with"
             )
         self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.unreadable, self.shortcut = state["step"], set(state["unreadable"]), state["shortcut"]
+        self.trainer.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:
+            self.trainer.scaler.load_state_dict(state["scaler"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.unreadable, self.warnings = set(state["unreadable"]), state["warnings"]
+        vars(self.shortcut).update(state["watches"]["shortcut"])
+        vars(self.collapse).update(state["watches"]["collapse"])
 
     def execute(self, folder: RunFolder) -> dict[str, Any]:
-        """Run to the end: steps, metrics, a checkpoint an epoch, weights; return the summary that was written."""
-        start, first, batch_size = time.monotonic(), self.step, self.config.optim.batch_size
-        clock, total, shortcut = Clock(), Clock(), Shortcut()
-        with StopRequest() as stop, JobProgress(self.steps, "pretrain", self.step) as progress:
+        """Run to the end: steps, metrics, checkpoints, weights; return the summary that was written."""
+        start, earlier, first, batch_size = time.monotonic(), self.seconds, self.step, self.config.optim.batch_size
+        clock, total, run = Clock(), Clock(), self.config.run
+        every = run.checkpoint_every or self.per_epoch
+        saved = first
+        with (
+            StopRequest() as stop,
+            JobProgress(self.steps, "pretrain", self.step) as progress,
+            closing(Events(folder.path, first)) if run.tensorboard and self.world.first else nullcontext() as events,
+        ):
             batches = self.batches(self.steps)
             while self.step < self.steps:
                 waiting = time.perf_counter()
                 batch = next(batches)
                 waited = time.perf_counter() - waiting
-                lr, result = self.lr, self.advance(batch)
+                lr = self.schedule.lr(self.step)
+                try:
+                    result = self.advance(batch)
+                except NotFiniteError as error:
+                    raise self.report(folder, batch, error, saved) from error
+                self.seconds = earlier + time.monotonic() - start
                 self.unreadable.update(batch.skipped)
                 for c in (clock, total):
                     c.waited, c.images = c.waited + waited, c.images + batch_size
-                if shortcut.update(result) and not self.shortcut:
-                    self.shortcut = True
-                    progress.note(
-                        f"warning: accuracy against the queue is {shortcut.queue:.2f}, among the keys of a batch "
-                        f"{shortcut.batch:.2f}: keys are told by their age, little is learnt. Try "
-                        "--set loss.negatives=batch, a smaller loss.queue_size or a larger model.key_momentum"
-                    )
-                if self.step % self.config.run.log_every == 0 or self.step == self.steps:
-                    record = self.record(result, lr) | clock.read()
-                    folder.log(record)
+                self.watch(result, progress)
+                if self.step % run.log_every == 0 or self.step == self.steps:
+                    measures = collapse_measures(result.query) if result.query is not None else {}
+                    self.note("collapse", self.collapse.update(self.step, measures), progress)
+                    record = self.record(result, lr) | measures | clock.read()
+                    if self.world.first:
+                        folder.log(record)
+                    if events is not None:
+                        events.write(self.step, record)
                     progress.update(self.step, shown(record))
-                if self.step % self.per_epoch == 0 or stop.number is not None:
-                    save_checkpoint(folder.path / "checkpoint.pt", self.state())
-                if stop.number is not None and self.step < self.steps:
+                stopping = self.world.any(stop.number is not None, self.hardware.device)
+                if self.step % every == 0 or self.step % self.per_epoch == 0 or stopping:
+                    self.save(folder)
+                    saved = self.step
+                if stopping and self.step < self.steps:
                     command = shlex.join(["codo", "pretrain", "--resume", str(folder.path)])
-                    raise Interrupted(
-                        stop.number, f"stopped after step {self.step} of {self.steps}; go on with: {command}"
-                    )
+                    text = f"stopped after step {self.step} of {self.steps}; go on with: {command}"
+                    raise Interrupted(stop.number or 15, text)
         if not all(torch.isfinite(p).all() for p in self.method.query_encoder.parameters()):
             raise CodoError(f"step {self.step}: the weights are not finite; lower optim.lr or use --precision fp32")
-        save_weights(folder.path / "weights.safetensors", self.method.query_encoder.state_dict(), self.metadata(folder))
+        self.unreadable.update(*self.world.collect(self.unreadable))
         summary = {
             "kind": "pretrain",
             "fingerprint": folder.environment()["fingerprint"],
             "epochs": self.config.optim.epochs,
             "steps": self.steps,
             "samples": self.steps * batch_size,
-            "seconds": round(time.monotonic() - start, 1),
+            "seconds": round(self.seconds, 1),
             "resumed_at_step": first,
             **{k: round(v, 4) for k, v in total.read().items()},
             **self.last_epoch(folder),
             "unreadable_images": sorted(self.unreadable),
-            "shortcut": self.shortcut,
+            "warnings": self.warnings,
             "peak_memory_mib": round(peak_memory(self.hardware) / 2**20),
         }
-        folder.write_summary(summary)
+        if self.world.first:
+            weights = folder.path / "weights.safetensors"
+            save_weights(weights, self.method.query_encoder.state_dict(), self.metadata(folder))
+            folder.write_summary(summary)
+        self.world.wait()
         return summary
+
+    def save(self, folder: RunFolder) -> None:
+        """Write the checkpoint."""
+        state = self.state()
+        if self.world.first:
+            save_checkpoint(folder.path / "checkpoint.pt", state)
+
+    def watch(self, result: StepResult, progress: JobProgress) -> None:
+        """Look for the shortcut."""
+        found = self.shortcut.update(result)
+        self.note("shortcut", self.shortcut.warning() if found else None, progress)
+
+    def note(self, name: str, warning: str | None, progress: JobProgress) -> None:
+        """Say a warning once."""
+        if warning is not None and name not in self.warnings:
+            self.warnings[name] = warning
+            progress.note(warning)
+
+    def report(self, folder: RunFolder, batch: Sample, error: NotFiniteError, saved: int) -> CodoError:
+        """Write what replays a step that is not finite, in all processes at once: not_finite.json."""
+        paths = [str(self.dataset.foregrounds.paths[int(i)]) for i in batch.foreground]
+        facts = {
+            "step": self.step + 1,
+            "epoch": self.step // self.per_epoch,
+            "message": str(error),
+            "files": [path for part in self.world.collect(paths) for path in part],
+            "checkpoint_step": saved,
+        }
+        file = folder.path / "not_finite.json"
+        if self.world.first:
+            write_json(file, facts)
+        command = shlex.join(["codo", "pretrain", "--resume", str(folder.path)])
+        last = f"the checkpoint of step {saved} is kept, {command} comes here again" if saved else "no checkpoint yet"
+        return CodoError(f"{error}. Lower optim.lr or use --precision fp32. The batch's files are in {file}; {last}")
 
     def record(self, result: StepResult, lr: float) -> dict[str, float]:
         """Compose the metrics of the step just done."""
@@ -163,6 +240,7 @@ class Run:
             **{f"loss_{name}": value for name, value in result.terms.items()},
             "queue_accuracy": result.queue_accuracy,
             "batch_accuracy": result.batch_accuracy,
+            "gradient_norm": result.gradient_norm,
             "lr": lr,
         }
 
@@ -186,16 +264,25 @@ class Run:
             "mean": json.dumps(IMAGENET_MEAN),
             "std": json.dumps(IMAGENET_STD),
             "roi": json.dumps({"sampling_ratio": model.roi_sampling_ratio, "aligned": model.roi_aligned}),
+            "custom": json.dumps(self.custom_parts()),
         }
+
+    def custom_parts(self) -> dict[str, str]:
+        """Name the user's own parts that decide what the weights are: `backbone`, `box_head`."""
+        model, names = self.config.model, self.parts.names()
+        found = {"box_head": model.box_head.path} if model.box_head is not None else {}
+        if ":" in model.backbone:
+            found["backbone"] = model.backbone
+        return found | {kind: names[kind][0] for kind in ("backbone", "box_head") if kind in names}
 
 
 def shown(record: dict[str, float]) -> dict[str, float | str]:
     """Choose what of a step's metrics the display shows."""
     figures: dict[str, float | str] = {"epoch": f"{record['epoch']:.2f}", "loss": record["loss"]}
     figures |= {k.removeprefix("loss_"): v for k, v in record.items() if k.startswith("loss_")}
-    if not math.isnan(record["queue_accuracy"]):
-        figures["acc/queue"] = record["queue_accuracy"]
-    figures["acc/batch"] = record["batch_accuracy"]
+    for name in ("queue", "batch"):
+        if not math.isnan(record[f"{name}_accuracy"]):
+            figures[f"acc/{name}"] = record[f"{name}_accuracy"]
     figures |= {"images/s": round(record["images_per_s"], 1), "data wait": f"{record['data_wait']:.0%}"}
     return figures
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from codo.jobs.pretrain.build import build_dataset, find_sources
-from codo.jobs.pretrain.loop import Shortcut, StepResult, cosine_lr, level_boxes
+from codo.jobs.pretrain.loop import Schedule, StepResult, level_boxes
 from codo.jobs.pretrain.training import Run
+from codo.jobs.pretrain.watch import Shortcut
 
 SWITCHES = ["background", "alignment", "hierarchy"]
 
@@ -100,8 +101,16 @@ def test_views_do_not_move_when_their_number_changes(tiny):
 def test_the_key_pools_the_exact_box_and_the_query_a_jittered_one(tiny):
     config = tiny(views=2)
     views = build_dataset(config, find_sources(config))[(0, 1)].views
-    assert torch.equal(views.boxes[-1], views.exact_boxes[-1])
     assert not torch.equal(views.boxes[0], views.exact_boxes[0])
+    run, seen = Run(config, build_dataset(config, find_sources(config))), []
+    batch = next(run.batches(1))
+    run.method.key_encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    run.trainer.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    run.advance(batch)
+    assert [boxes.shape for boxes in seen] == [(4, 4, 4)] * 3
+    assert torch.equal(seen[0][0], batch.views.exact_boxes[:, -1])
+    assert torch.equal(seen[1][0], batch.views.boxes[:, 0])
+    assert torch.equal(seen[2][3], batch.views.boxes[:, 1])
     exact, jittered = torch.zeros(2, 4), torch.ones(2, 4)
     assert level_boxes(exact, jittered, (5,))[:, 0, 0].tolist() == [0, 0, 0, 1]
 
@@ -163,10 +172,21 @@ def test_the_loss_curve_is_the_one_on_record(tiny, name):
     assert losses(tiny(**off), 4) == pytest.approx(GOLDEN[name], rel=2e-3)
 
 
-def test_cosine_runs_from_the_base_to_zero():
-    assert cosine_lr(0.3, 0, 100) == 0.3
-    assert cosine_lr(0.3, 50, 100) == pytest.approx(0.15)
-    assert cosine_lr(0.3, 100, 100) == pytest.approx(0)
+def test_the_learning_rate_is_a_cosine_by_iteration_or_epoch_after_a_warm_up(tiny):
+    schedule = Schedule(tiny(**{"optim.epochs": 10, "optim.lr": 64.0}), per_epoch=10)  # a batch of 4: lr 1
+    assert [schedule.lr(step) for step in (0, 50, 100)] == pytest.approx([1, 0.5, 0])
+    stairs = Schedule(tiny(**{"optim.epochs": 10, "optim.lr": 64.0, "optim.schedule": "epoch"}), per_epoch=10)
+    assert stairs.lr(50) == stairs.lr(59) == pytest.approx(0.5)
+    assert stairs.lr(60) < 0.5
+    warm = Schedule(tiny(**{"optim.epochs": 12, "optim.lr": 64.0, "optim.warmup_epochs": 2}), per_epoch=10)
+    assert [warm.lr(step) for step in (0, 10, 20, 70, 120)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+
+
+def test_the_key_momentum_stays_or_rises_along_a_cosine(tiny):
+    fixed = Schedule(tiny(**{"optim.epochs": 10}), per_epoch=10)
+    assert fixed.key_momentum(0) == fixed.key_momentum(99) == 0.999
+    rising = {"optim.epochs": 10, "model.key_momentum": 0.9, "model.key_momentum_end": 1.0}
+    assert [Schedule(tiny(**rising), 10).key_momentum(s) for s in (0, 50, 100)] == pytest.approx([0.9, 0.95, 1])
 
 
 def test_the_shortcut_is_noticed():

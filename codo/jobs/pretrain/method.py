@@ -1,0 +1,223 @@
+"""What a pretraining step changes: both encoders, the losses with their queues, and the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from timm.optim import Lars
+from torch import nn
+
+from codo.backbones import Backbone
+from codo.config.pretrain import PretrainConfig
+from codo.errors import CodoError
+from codo.heads import MLPProjector, RoIPool, box_head
+from codo.losses import EMBEDS, CosineLoss, DenseLoss, ImageLoss, InfoNCELoss, InstanceLoss, KeyQueue, LevelLoss, Loss
+from codo.model import AlignedEncoder, GroupedEncoder, MomentumEncoder, StageEncoder, build_encoder, synchronise_bn
+from codo.parts import Parts, make
+from codo.runs.seed import integer_seed, torch_generator
+from codo.runs.world import World
+
+INFO_NCE: dict[str, type[InfoNCELoss]] = {"image": ImageLoss, "instance": InstanceLoss, "level": LevelLoss}
+
+
+class Method(nn.Module):
+    """Everything that a step changes besides the optimizer.
+
+    Args:
+        config: of the pretraining.
+        parts: a user's own, from Python.
+        world: the processes that share a batch.
+        device: where it will run.
+
+    Attributes:
+        query_encoder: takes the gradient, and is what transfers.
+        key_encoder: its moving average.
+        losses: name -> loss, with its queues.
+        weights: name -> weight.
+        bn_groups: of this process.
+    """
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        parts: Parts | None = None,
+        world: World | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        parts, world, device = parts or Parts(), world or World(), device or torch.device("cpu")
+        self.bn_groups = groups_of_process(config, world)
+        self.jitter_levels = config.jitter.levels
+        self.symmetric = config.loss.symmetric
+        own = _custom_losses(config, parts)
+        self.weights = config.loss_weights | {name: weight for name, (_, weight) in own.items()}
+        if not self.weights:
+            raise CodoError("loss: every weight is 0, nothing would be learnt")
+        embeds = {*config.loss_weights, *(loss.embeds for loss, _ in own.values())}
+        with torch.random.fork_rng(devices=[]):  # layers are initialised from torch's global generator
+            torch.manual_seed(integer_seed("weights", config.seed))
+            encoder = encoder_of(config, parts, embeds)
+            losses: dict[str, Loss] = dict(_losses(config))
+        if config.model.bn_groups == 1 and world.size > 1:
+            synchronise_bn(encoder, device)
+        self.query_encoder: AlignedEncoder | StageEncoder = encoder
+        self.key_encoder = MomentumEncoder(encoder, config.model.key_momentum, config.model.bn_groups, world)
+        self.losses = nn.ModuleDict(losses | {name: loss for name, (loss, _) in own.items()})
+
+    def terms(self) -> Iterator[tuple[str, Loss, float]]:
+        """List name, loss and weight of every term."""
+        for name, loss in self.losses.items():
+            assert isinstance(loss, Loss)
+            yield name, loss, self.weights[name]
+
+    @property
+    def queues(self) -> int:
+        """Count the queues of keys."""
+        return sum(isinstance(module, KeyQueue) for module in self.losses.modules())
+
+    def grouped_encoder(self, world: World, device: torch.device) -> nn.Module:
+        """Wrap the query encoder for training: in BN groups, and in DDP where there are several processes."""
+        grouped = GroupedEncoder(self.query_encoder)
+        if world.size == 1:
+            return grouped
+        return nn.parallel.DistributedDataParallel(
+            grouped,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,  # each process's BN groups have statistics of their own
+            find_unused_parameters=True,  # a level, or a part of a user's own, may go unused
+        )
+
+
+def groups_of_process(config: PretrainConfig, world: World) -> int:
+    """Count the BN groups of one process.
+
+    Raises:
+        CodoError: batch or groups do not spread evenly over the processes.
+    """
+    groups, batch, size = config.model.bn_groups, config.optim.batch_size, world.size
+    if batch % size:
+        raise CodoError(f"optim.batch_size: {batch} samples do not spread evenly over {size} processes")
+    if groups == 1:
+        return 1
+    if groups % size or (groups // size) % config.optim.accumulate:
+        step = size * config.optim.accumulate
+        raise CodoError(
+            f"model.bn_groups: {groups} groups do not spread evenly over {size} processes of {config.optim.accumulate} "
+            f"sub-batches; make it a multiple of {step}, or 1 to normalise over the whole batch (SyncBN)"
+        )
+    return groups // size
+
+
+def encoder_of(config: PretrainConfig, parts: Parts, embeds: set[str]) -> AlignedEncoder | StageEncoder:
+    """Build the encoder of a config, for losses that ask for `embeds`."""
+    model = config.model
+    backbone = Backbone(parts.backbone or model.backbone, model.fpn_channels if config.alignment else None)
+
+    def projector(inputs: int, hidden: int, outputs: int) -> nn.Module:
+        if parts.projector is not None:
+            return parts.projector(inputs, hidden, outputs)
+        if model.projector is not None:
+            return make(model.projector, inputs, hidden, outputs)
+        return MLPProjector(inputs, hidden, outputs, model.projector_bn)
+
+    def head(channels: int, fc: int) -> nn.Module:
+        if parts.box_head is not None:
+            return parts.box_head(channels, fc)
+        if model.box_head is not None:
+            return make(model.box_head, channels, fc)
+        return box_head(channels, model.box_head_channels, model.box_head_convs, fc)
+
+    return build_encoder(
+        backbone,
+        embeds=embeds,
+        levels=config.loss.levels,
+        make_box_head=head,
+        box_head_fc=model.box_head_fc,
+        make_projector=projector,
+        projector_hidden=model.projector_hidden,
+        embedding=model.embedding,
+        pool=RoIPool(model.roi_sampling_ratio, model.roi_aligned),
+        canonical_size=config.roi_canonical_size,
+    )
+
+
+def _losses(config: PretrainConfig) -> Iterator[tuple[str, Loss]]:
+    """Build codo's own losses, with their queues or predictors."""
+    loss, width = config.loss, config.model.embedding
+    start = torch_generator("queue", config.seed)
+
+    def queues(count: int) -> list[KeyQueue]:
+        return [] if loss.negatives == "batch" else [KeyQueue(loss.queue_size, width, start) for _ in range(count)]
+
+    for name in config.loss_weights:
+        weights = config.level_weights if name == "level" else (1.0,)
+        if name == "dense":
+            queue = next(iter(queues(1)), None)
+            yield name, DenseLoss(queue, temperature=loss.temperature, negatives=loss.negatives)
+        elif loss.form == "cosine":
+            yield name, CosineLoss(name, MLPProjector(width, loss.predictor_hidden, width, bn=True), weights)
+        else:
+            yield (
+                name,
+                INFO_NCE[name](
+                    queues(len(weights)), temperature=loss.temperature, negatives=loss.negatives, weights=weights
+                ),
+            )
+
+
+def _custom_losses(config: PretrainConfig, parts: Parts) -> dict[str, tuple[Loss, float]]:
+    """Build a user's own losses: name -> loss and weight.
+
+    Raises:
+        CodoError: one is no Loss, or asks for what no encoder gives.
+    """
+    found: dict[str, tuple[Loss, float]] = {}
+
+    def add(name: str, loss: object, weight: float) -> None:
+        if not isinstance(loss, Loss):
+            raise CodoError(f"loss {name}: a codo.Loss is expected, this is a {type(loss).__name__}")
+        if getattr(loss, "embeds", None) not in EMBEDS:
+            raise CodoError(f"loss {name}: its attribute `embeds` must be one of {', '.join(EMBEDS)}")
+        number = 1 + sum(known.partition("-")[0] == name for known in (*config.loss_weights, *found))
+        found[name if number == 1 else f"{name}-{number}"] = loss, weight
+
+    for i, part in enumerate(config.loss.custom):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(integer_seed("custom loss", config.seed, i))
+            add(part.name, make(part), part.weight)
+    for loss in parts.losses:
+        add(type(loss).__name__, loss, 1.0)
+    return found
+
+
+def build_optimizer(config: PretrainConfig, method: Method) -> torch.optim.Optimizer:
+    """Build the optimizer over the query encoder and the losses' own parameters.
+
+    Source:
+        SGD that decays everything: MoCo, InsLoc. LARS (timm's) and AdamW without decay of norms and biases, which for
+        LARS means without its adaptation too: BYOL, timm.
+    """
+    optim, lr = config.optim, scaled_lr(config)
+    parameters = [*method.query_encoder.parameters(), *method.losses.parameters()]
+    if optim.name == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=lr,
+            momentum=optim.momentum,
+            weight_decay=optim.weight_decay,
+            nesterov=optim.nesterov and optim.momentum > 0,
+            fused=True,
+        )
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": optim.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if optim.name == "lars":
+        return Lars(groups, lr=lr, momentum=optim.momentum, nesterov=optim.nesterov and optim.momentum > 0)
+    return torch.optim.AdamW(groups, lr=lr, betas=(optim.momentum, 0.999), fused=True)
+
+
+def scaled_lr(config: PretrainConfig) -> float:
+    """Compute the learning rate of this batch size."""
+    return config.optim.lr * config.optim.batch_size / 256

@@ -1,0 +1,50 @@
+"""BN over the whole batch of several processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce  # with gradient
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def synchronise_bn(module: nn.Module, device: torch.device) -> nn.Module:
+    """Turn every BN of `module` into one over all processes; names and weights stay.
+
+    torch's own SyncBatchNorm on GPUs; on processors, which it refuses, one that computes the same.
+    """
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    for child in module.modules():
+        if isinstance(child, _BatchNorm):
+            child.__class__ = _ProcessorSyncBN
+    return module
+
+
+class _ProcessorSyncBN(_BatchNorm):
+    def _check_input_dim(self, input: Any) -> None:
+        pass
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise `(N, C, ...)` by the mean and variance of all processes' rows."""
+        if not self.training:
+            return super().forward(input)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        axes = [0, *range(2, input.ndim)]
+        shape = [1, -1, *[1] * (input.ndim - 2)]
+        count = input.numel() // input.shape[1] * dist.get_world_size()
+        mean = all_reduce(input.float().sum(axes)) / count
+        centred = input.float() - mean.view(shape)
+        variance = all_reduce(centred.square().sum(axes)) / count
+        rate = self.momentum if self.momentum is not None else 1.0
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, rate)
+            self.running_var.lerp_(variance * count / (count - 1), rate)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+        normal = centred * torch.rsqrt(variance + self.eps).view(shape)
+        return normal * self.weight.view(shape) + self.bias.view(shape) if self.affine else normal

@@ -1,0 +1,156 @@
+"""The processes of a run (torchrun), and what they tell each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from codo.errors import CodoError
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(hours=2)
+"""How long a process waits for the others, e.g. for the first one to decode the images."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run; without torchrun one, for which every method is a no-op.
+
+    Attributes:
+        rank: number of this process.
+        size: number of processes.
+        local_rank: number of this process on its machine.
+        local_size: number of processes on its machine.
+
+    Source:
+        torchrun's environment variables.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @staticmethod
+    def of_environment() -> World:
+        """Read torchrun's environment variables; without them a World of one.
+
+        Raises:
+            CodoError: some of them are missing or no numbers.
+        """
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        if "WORLD_SIZE" not in os.environ or "MASTER_ADDR" not in os.environ:
+            return World()
+        try:
+            return World(*(int(os.environ[name]) for name in names))
+        except (KeyError, ValueError) as error:
+            raise CodoError(f"torchrun's {', '.join(names)} must be set to numbers: {error}") from None
+
+    @contextmanager
+    def joined(self, device: torch.device) -> Iterator[None]:
+        """Connect the processes while open: NCCL on GPUs, gloo on processors."""
+        if self.size == 1:
+            yield
+            return
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            timeout=TIMEOUT,
+            device_id=device if device.type == "cuda" else None,
+        )
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return self.rank == 0
+
+    def share(self, rows: list[T]) -> list[T]:
+        """Take this process's part of a batch: an equal, contiguous run of rows, in rank order."""
+        count = len(rows) // self.size
+        return rows[self.rank * count : (self.rank + 1) * count]
+
+    def gather(self, tensor: Tensor, dim: int = 0) -> Tensor:
+        """Join the processes' parts of a batch, in rank order, without gradient."""
+        if self.size == 1:
+            return tensor
+        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.size)]
+        dist.all_gather(parts, tensor.detach().contiguous())
+        return torch.cat(parts, dim)
+
+    def gather_with_gradient(self, tensor: Tensor, dim: int = 0) -> Tensor:
+        """Join the processes' parts; the gradient reaches this process's part.
+
+        Every process then computes the loss of the whole batch. DDP averages the processes' gradients, each of which
+        knows its own part alone; so that the average is the sum, they are multiplied by the number of processes.
+        """
+        if self.size == 1:
+            return tensor
+        parts = list(self.gather(tensor, dim).chunk(self.size, dim))
+        parts[self.rank] = _ScaleGradient.apply(tensor, self.size)
+        return torch.cat(parts, dim)
+
+    def average_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
+        """Average the gradients of parameters that DDP does not hold."""
+        if self.size == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= self.size
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Tell whether `flag` is set in any process."""
+        if self.size == 1:
+            return flag
+        shared = torch.tensor(float(flag), device=device)
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return bool(shared)
+
+    def collect(self, value: T) -> list[T]:
+        """List every process's value, in rank order."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def wait(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
+    @contextmanager
+    def one_after_the_first(self) -> Iterator[None]:
+        """Let the first process of each machine do the body before the others, which find its work done."""
+        if self.local_rank != 0:
+            self.wait()
+        yield
+        if self.local_rank == 0:
+            self.wait()
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, factor: int) -> Tensor:
+        """Return `tensor`."""
+        ctx.factor = factor
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Multiply the gradient."""
+        return gradients[0] * ctx.factor, None
