@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -12,6 +13,8 @@ from codo._version import __version__
 
 COMMANDS = {
     "demo": ("codo.cli.demo:demo_command", "Everything once, on the built-in sample data."),
+    "diff": ("codo.cli.presets:diff_command", "Show in what two presets, configs or runs differ."),
+    "presets": ("codo.cli.presets:presets_command", "List the presets, or print one with its sources."),
     "pretrain": ("codo.cli.pretrain:pretrain_command", "Pretrain backbone, FPN and box head without labels."),
     "preview": ("codo.cli.preview:preview_command", "Draw what pretraining will see: a contact sheet of samples."),
     "sample-data": ("codo.cli.sample_data:sample_data_command", "Write the built-in, rendered sample data set."),
@@ -54,6 +57,12 @@ def cli() -> None:
     """Pretrain detectors by contrastive learning with downstream background invariance."""
 
 
+def _who() -> str:
+    """Say which of several processes (torchrun) speaks."""
+    rank = os.environ.get("RANK")
+    return f"process {rank}: " if rank is not None else ""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a user's mistake ends in one line and exit code 2."""
     from codo.errors import CodoError, Interrupted
@@ -61,10 +70,11 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = cli.main(arguments, prog_name="codo", standalone_mode=False)
     except CodoError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"{_who()}Error: {error}", err=True)
         code = 2
     except Interrupted as stopped:
-        click.echo(str(stopped), err=True)
+        if os.environ.get("RANK", "0") == "0":
+            click.echo(str(stopped), err=True)
         code = stopped.exit_code
     except click.ClickException as error:
         error.show()

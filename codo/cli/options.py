@@ -24,6 +24,7 @@ FIELDS = {
     "seed": "seed",
     "device": "run.device",
     "precision": "run.precision",
+    "compile": "run.compile",
 }
 """Flag -> the config field that it sets."""
 
@@ -34,20 +35,28 @@ OPTIONS = [
         metavar="DIR",
         help="COCO-format data set or folder: the images you will detect on, labels unused.",
     ),
-    click.option("--preset", metavar="NAME", help="Named settings to start from: small (default), codo."),
+    click.option("--preset", metavar="NAME", help="Named settings to start from (`codo presets` lists them)."),
     click.option("--config", "file", metavar="FILE", type=click.Path(path_type=Path), help="YAML of config fields."),
     click.option("--set", "sets", metavar="FIELD=VALUE", multiple=True, help="Set any config field; repeatable."),
     click.option("--background/--no-background", default=None, help="Paste instances on backgrounds, or not."),
     click.option("--alignment/--no-alignment", default=None, help="Pretrain FPN and box head too, or not."),
     click.option("--hierarchy/--no-hierarchy", default=None, help="Contrast at every level, or at one."),
     click.option("--jitter/--no-jitter", default=None, help="Jitter the query's boxes, or not."),
+    click.option(
+        "--loss",
+        "losses",
+        metavar="PATH",
+        multiple=True,
+        help="Add your own loss, module:Name or file.py:Name; repeatable.",
+    ),
     click.option("--views", type=int, metavar="N", help="Query views a sample."),
     click.option("--backbone", metavar="NAME", help="Any timm model with feature maps of strides 4, 8, 16, 32."),
     click.option("--epochs", type=int, metavar="N", help="Passes over the foregrounds."),
     click.option("--batch-size", type=int, metavar="N", help="Samples a step."),
     click.option("--seed", type=int, metavar="N", help="One seed fixes a run on one machine."),
     click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps."),
-    click.option("--precision", metavar="NAME", help="auto, fp32 or bf16."),
+    click.option("--precision", metavar="NAME", help="auto, fp32, bf16 or fp16."),
+    click.option("--compile/--no-compile", default=None, help="torch.compile the encoders, or not."),
 ]
 
 
@@ -63,6 +72,8 @@ def fields_of(options: dict[str, Any]) -> dict[str, Any]:
     fields = {field: options[flag] for flag, field in FIELDS.items() if options.get(flag) is not None}
     if options.get("jitter") is False:
         fields["jitter.mode"] = "none"
+    if options.get("losses"):
+        fields["loss.custom"] = list(options["losses"])
     return fields
 
 

@@ -64,7 +64,7 @@ _METHODS: dict[str, Preset] = {
     ),
     "moco_v2": Preset("MoCo v2: image-level contrast, the three switches off", _MOCO_V2),
     "detco": Preset(
-        "DetCo's stage-wise losses on C2-C5, without its local patches",
+        "DetCo: its losses at every backbone stage C2-C5, without its local patches",
         {
             **_MOCO_V2,
             "hierarchy": (True, "method.md, section 4"),
@@ -75,6 +75,7 @@ _METHODS: dict[str, Preset] = {
         "SoCo: BYOL's cosine loss on boxes, each from its level; boxes of the paste instead of selective search",
         {
             "hierarchy": (False, SOCO),
+            "paste.source": ("self", "SoCo sees no downstream images"),
             "views": (1, "SoCo's third, downsampled view is left out"),
             "canvas": (224, SOCO),
             "jitter.mode": ("ratio", SOCO),

@@ -6,22 +6,27 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce  # with gradient
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from codo.runs.world import sum_over_processes
 
-def synchronise_bn(module: nn.Module, device: torch.device) -> nn.Module:
-    """Turn every BN of `module` into one over all processes; names and weights stay.
 
-    torch's own SyncBatchNorm on GPUs; on processors, which it refuses, one that computes the same.
+def synchronise_bn(module: nn.Module, device: torch.device) -> None:
+    """Turn every BN inside `module` into one over all processes; names and weights stay.
+
+    On GPUs torch's own SyncBatchNorm (by timm, whose norms carry activations); on processors, which it refuses, one
+    that computes the same.
     """
     if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        convert_sync_batchnorm(module)
+        return
     for child in module.modules():
-        if isinstance(child, _BatchNorm):
+        if isinstance(child, BatchNormAct2d):
+            child.__class__ = _ProcessorSyncBNAct
+        elif isinstance(child, _BatchNorm):
             child.__class__ = _ProcessorSyncBN
-    return module
 
 
 class _ProcessorSyncBN(_BatchNorm):
@@ -37,9 +42,9 @@ class _ProcessorSyncBN(_BatchNorm):
         axes = [0, *range(2, input.ndim)]
         shape = [1, -1, *[1] * (input.ndim - 2)]
         count = input.numel() // input.shape[1] * dist.get_world_size()
-        mean = all_reduce(input.float().sum(axes)) / count
+        mean = sum_over_processes(input.float().sum(axes)) / count
         centred = input.float() - mean.view(shape)
-        variance = all_reduce(centred.square().sum(axes)) / count
+        variance = sum_over_processes(centred.square().sum(axes)) / count
         rate = self.momentum if self.momentum is not None else 1.0
         with torch.no_grad():
             self.running_mean.lerp_(mean, rate)
@@ -48,3 +53,9 @@ class _ProcessorSyncBN(_BatchNorm):
                 self.num_batches_tracked.add_(1)
         normal = centred * torch.rsqrt(variance + self.eps).view(shape)
         return normal * self.weight.view(shape) + self.bias.view(shape) if self.affine else normal
+
+
+class _ProcessorSyncBNAct(_ProcessorSyncBN):
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise, and apply timm's activation."""
+        return self.act(self.drop(super().forward(input)))

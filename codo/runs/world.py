@@ -143,6 +143,27 @@ class World:
             self.wait()
 
 
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """Sum a tensor over all processes; gradients are summed likewise."""
+    return _Sum.apply(tensor)
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        """Sum."""
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Sum the gradients: every process's output depends on this one's input."""
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
 class _ScaleGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, factor: int) -> Tensor:

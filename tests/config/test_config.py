@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from codo.config import PRETRAIN_PRESETS, PretrainConfig, dump_yaml, fingerprint
 from codo.config import load_pretrain_config as load
+from codo.config.explain import default_sources, diff, explain_preset
 from codo.config.load import differences
 from codo.errors import CodoError
 
@@ -83,8 +84,8 @@ def test_what_is_wrong_is_said_in_one_line(sets, said):
         ("optim: {learning_rate: 1}\n", "no field 'optim.learning_rate'"),
         ("optim: [1, 2\n", "not YAML"),
         ("- a\n- b\n", "holds a list"),
-        ("preset: big\n", "there are small, codo"),
-        ("preset: [a]\n", "there are small, codo"),
+        ("preset: big\n", "there are codo, insloc"),
+        ("preset: [a]\n", "there are codo, insloc"),
         ("!!python/object/apply:os.system ['true']\n", "not YAML"),
     ],
 )
@@ -121,6 +122,9 @@ def test_differences_are_dotted():
 def test_config_imports_no_torch():
     code = "import codo.config, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+ROOT = Path(__file__).parents[2]
 
 
 def leaves(kind: type[BaseModel], prefix: str = "") -> list[str]:
@@ -180,6 +184,17 @@ CHANGED = {
     "loss.temperature": 0.5,
     "loss.negatives": "queue",
     "loss.queue_size": 64,
+    "loss.dense": 1.0,
+    "loss.form": "cosine",
+    "loss.symmetric": True,
+    "loss.predictor_hidden": 8,
+    "model.projector_bn": True,
+    "model.key_momentum_end": 1.0,
+    "optim.name": "adamw",
+    "optim.nesterov": False,
+    "optim.schedule": "epoch",
+    "optim.warmup_epochs": 1.0,
+    "optim.clip_norm": 0.01,
     "optim.epochs": 3,
     "optim.batch_size": 6,
     "optim.lr": 0.9,
@@ -197,6 +212,15 @@ ELSEWHERE = {
     "run.threads": "tests/runs/test_hardware.py",
     "run.cache": "tests/jobs/pretrain/test_run.py",
     "run.log_every": "tests/jobs/pretrain/test_run.py",
+    "run.checkpoint_every": "tests/jobs/pretrain/test_run.py",
+    "run.tensorboard": "tests/jobs/pretrain/test_run.py",
+    "run.compile": "tests/jobs/pretrain/test_options.py",
+    "optim.accumulate": "tests/jobs/pretrain/test_options.py",
+    "augment": "tests/test_custom_parts.py",
+    "jitter.custom": "tests/test_custom_parts.py",
+    "loss.custom": "tests/test_custom_parts.py",
+    "model.projector": "tests/test_custom_parts.py",
+    "model.box_head": "tests/test_custom_parts.py",
 }
 
 WITH = {
@@ -206,12 +230,52 @@ WITH = {
     "model.roi_canonical_size": {"hierarchy": False},
     "loss.levels": {"loss.level_weights": [1.0, 1.0]},
     "optim.batch_size": {"model.bn_groups": 2},
+    "loss.predictor_hidden": {"loss.form": "cosine"},
 }
 """What a field needs beside it to matter; `loss.levels` is compared with two other levels."""
 
 
-def test_every_field_is_listed():
+def test_every_field_is_listed_and_read_by_the_test_named():
     assert set(leaves(PretrainConfig)) == set(CHANGED) | set(ELSEWHERE)
+    for field, file in ELSEWHERE.items():
+        text = (ROOT / file).read_text(encoding="utf-8")
+        assert field in text or field.rpartition(".")[2] in text, field
+
+
+def test_every_field_says_where_its_default_comes_from():
+    sources = default_sources()
+    assert set(sources) == set(leaves(PretrainConfig))
+    assert all(sources.values())
+
+
+@pytest.mark.parametrize("name", PRETRAIN_PRESETS)
+def test_a_preset_is_printed_as_a_config_that_gives_it_back(tmp_path, name):
+    file = tmp_path / "printed.yaml"
+    file.write_text(explain_preset(name))
+    assert load(file=file) == load(preset=name)
+    assert all(" # " in line or line.endswith(":") for line in file.read_text().splitlines()[2:])
+
+
+def test_a_preset_names_the_source_of_what_it_changes():
+    text = explain_preset("detco")
+    assert "level_weights: [0.1, 0.4, 0.7, 1.0]  # DetCo, from memory of the paper *" in text
+    assert "temperature: 0.2  # MoCo v2 / InsLoc\n" in text
+
+
+def test_insloc_differs_from_codo_in_what_the_method_says(tmp_path):
+    assert diff("insloc", "codo") == {
+        "views": (1, 2),
+        "paste.source": ("self", "downstream"),
+        "jitter.mode": ("anchor", "ratio"),
+        "jitter.levels": ([5], [2, 3, 4, 5]),
+        "model.roi_sampling_ratio": (0, 2),
+        "model.roi_aligned": (True, False),
+    }
+    (tmp_path / "config.yaml").write_text("preset: insloc\nseed: 3\n")
+    assert diff(str(tmp_path), "insloc") == {"seed": (3, 0)}  # a run folder
+    assert diff(str(tmp_path / "config.yaml"), "insloc") == {"seed": (3, 0)}
+    with pytest.raises(CodoError, match="neither a preset"):
+        diff("inslock", "codo")
 
 
 @pytest.mark.parametrize("field", CHANGED)

@@ -29,7 +29,9 @@ def test_the_old_file_stands_until_the_block_ends(file: Path) -> None:
         assert temporary.parent == file.parent  # a rename across file systems is not atomic
         temporary.write_text("new")
         assert file.read_text() == "old"
+        node = temporary.stat().st_ino
     assert only(file, "new")
+    assert file.stat().st_ino == node  # renamed: a copy would be half there for a moment
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, CodoError])

@@ -40,8 +40,8 @@ def strict(line: str) -> Any:
 def test_free_numbers_are_taken_in_turn_and_by_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "pretrain-2").mkdir(parents=True)
-    made = [RunFolder.create(None, kind).path for kind in ("pretrain", "pretrain", "transfer")]
-    assert made == [Path("runs/pretrain-1"), Path("runs/pretrain-3"), Path("runs/transfer-1")]
+    made = [RunFolder.create(None, kind).path for kind in ("pretrain", "pretrain", "pretrain", "transfer")]
+    assert made == [Path("runs") / name for name in ("pretrain-1", "pretrain-3", "pretrain-4", "transfer-1")]
     assert all(path.is_dir() for path in made)
 
 

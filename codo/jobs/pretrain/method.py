@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
 import torch
 from timm.optim import Lars
 from torch import nn
 
-from codo.backbones import Backbone
+from codo.backbones import LEVELS, Backbone
 from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
 from codo.heads import MLPProjector, RoIPool, box_head
@@ -36,6 +37,7 @@ class Method(nn.Module):
         losses: name -> loss, with its queues.
         weights: name -> weight.
         bn_groups: of this process.
+        all_used: whether surely every parameter of the encoder takes part; of a user's own parts who knows.
     """
 
     def __init__(
@@ -63,6 +65,13 @@ class Method(nn.Module):
             synchronise_bn(encoder, device)
         self.query_encoder: AlignedEncoder | StageEncoder = encoder
         self.key_encoder = MomentumEncoder(encoder, config.model.key_momentum, config.model.bn_groups, world)
+        whole = set(config.loss.levels) == set(LEVELS)
+        if config.alignment:
+            every_level = "instance" in embeds or ("level" in embeds and whole)
+        else:
+            every_level = bool({"image", "dense"} & embeds) or LEVELS[-1] in config.loss.levels
+        plain = not (parts.names().keys() - {"losses"}) and not (config.model.projector or config.model.box_head)
+        self.all_used = every_level and plain and ":" not in config.model.backbone
         self.losses = nn.ModuleDict(losses | {name: loss for name, (loss, _) in own.items()})
 
     def terms(self) -> Iterator[tuple[str, Loss, float]]:
@@ -81,12 +90,14 @@ class Method(nn.Module):
         grouped = GroupedEncoder(self.query_encoder)
         if world.size == 1:
             return grouped
-        return nn.parallel.DistributedDataParallel(
-            grouped,
-            device_ids=[device] if device.type == "cuda" else None,
-            broadcast_buffers=False,  # each process's BN groups have statistics of their own
-            find_unused_parameters=True,  # a level, or a part of a user's own, may go unused
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers; its successor is too new
+            return nn.parallel.DistributedDataParallel(
+                grouped,
+                device_ids=[device] if device.type == "cuda" else None,
+                broadcast_buffers=False,  # each process's BN groups have statistics of their own
+                find_unused_parameters=not self.all_used,
+            )
 
 
 def groups_of_process(config: PretrainConfig, world: World) -> int:

@@ -1,0 +1,129 @@
+"""Several processes (torchrun, gloo): they compute what one computes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from codo.config import dump_yaml
+
+ROOT = Path(__file__).parents[3]
+
+
+def launch(processes: int, *arguments: str, **more) -> subprocess.Popen[str]:
+    runner = [sys.executable]
+    if processes > 1:
+        runner += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | more
+    return subprocess.Popen(
+        [*runner, str(ROOT / "cli.py"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+
+
+def finish(process: subprocess.Popen[str], code: int | None = 0) -> str:
+    out, _ = process.communicate(timeout=120)
+    if code is not None:
+        assert process.returncode == code, out
+    return out
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def written(tmp_path, tiny):
+    def write(**fields) -> str:
+        given = {"optim.batch_size": 8, "optim.lr": 0.05, "optim.epochs": 3, **fields}
+        file = tmp_path / f"config-{len(list(tmp_path.iterdir()))}.yaml"
+        file.write_text(dump_yaml(tiny(**given)))
+        return str(file)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model.bn_groups": 4},
+        {"model.bn_groups": 1},  # SyncBN
+        {"model.bn_groups": 4, "optim.accumulate": 2, "optim.clip_norm": 1.0},
+        {"model.bn_groups": 1, "loss.form": "cosine", "loss.symmetric": True, "hierarchy": False},
+    ],
+    ids=["groups", "sync_bn", "accumulated", "cosine"],
+)
+def test_two_processes_with_half_the_batch_each_compute_what_one_computes(tmp_path, written, fields):
+    config = written(**fields)
+    for processes in (1, 2):
+        finish(launch(processes, "pretrain", "--config", config, "--out", str(tmp_path / str(processes))))
+    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
+    assert len(one) == 3
+    assert two == pytest.approx(one, rel=2e-4)
+    assert two[0] == pytest.approx(one[0], rel=1e-6)
+    weights, others = (load_file(tmp_path / n / "weights.safetensors") for n in ("1", "2"))
+    for name, tensor in weights.items():
+        if "running" not in name and tensor.is_floating_point():  # statistics are those of the first process's groups
+            assert torch.allclose(others[name], tensor, rtol=1e-2, atol=2e-5), name
+    queues = [torch.load(tmp_path / n / "checkpoint.pt", weights_only=True)["method"] for n in ("1", "2")]
+    for name, tensor in queues[0].items():
+        if name.endswith("queues.0.keys"):
+            assert torch.allclose(queues[1][name], tensor, atol=1e-3)
+
+
+def test_a_run_goes_on_with_another_number_of_processes_and_says_what_is_no_longer_exact(tmp_path, written):
+    config, out = written(**{"model.bn_groups": 4}), str(tmp_path / "run")
+    finish(launch(2, "pretrain", "--config", config, "--out", out))
+    said = finish(launch(1, "pretrain", "--resume", out, "--epochs", "5"))
+    assert "ran on 2 processes, now on 1" in " ".join(said.split())
+    assert json.loads((tmp_path / "run/summary.json").read_text())["epochs"] == 5
+
+
+def test_what_does_not_spread_over_the_processes_is_refused(tmp_path, written):
+    said = finish(launch(2, "pretrain", "--config", written(**{"model.bn_groups": 4, "optim.accumulate": 4})), None)
+    assert "4 groups do not spread evenly over 2 processes" in said
+
+
+def test_the_failure_of_one_process_ends_all_with_its_message(tmp_path, written):
+    (tmp_path / "fails.py").write_text(
+        "import os\nfrom codo import CodoError\n"
+        "class Fails:\n"
+        "    calls = 0\n"
+        "    def __call__(self, rng, image, box, foregrounds):\n"
+        "        self.calls += 1\n"
+        "        if os.environ['RANK'] == '1' and self.calls > 10:\n"
+        "            raise CodoError('the dog ate image 7')\n"
+        "        return image, box\n"
+    )
+    config = written(**{"model.bn_groups": 4, "augment": [f"{tmp_path / 'fails.py'}:Fails"]})
+    started = time.monotonic()
+    said = finish(launch(2, "pretrain", "--config", config, "--out", str(tmp_path / "run")), None)
+    assert "process 1: Error: the dog ate image 7" in said
+    assert "process 0: Error: another process failed" in said
+    assert time.monotonic() - started < 60
+
+
+def test_sigterm_stops_all_processes_after_the_same_step(tmp_path, written):
+    config, out = written(**{"model.bn_groups": 4, "optim.epochs": 500}), tmp_path / "run"
+    process = launch(2, "pretrain", "--config", config, "--out", str(out))
+    deadline = time.monotonic() + 90
+    while not (out / "metrics.jsonl").is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said = finish(process, None)
+    assert "go on with: codo pretrain --resume" in said
+    step = torch.load(out / "checkpoint.pt", weights_only=True)["step"]
+    assert losses(out)[step - 1 :]
+    assert len(losses(out)) == step
