@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,13 @@ from codo.config.load import dump_yaml
 from codo.errors import CodoError, Interrupted
 from codo.jobs.pretrain import dry_run, pretrain, resume
 from codo.jobs.pretrain.build import build_dataset, find_sources
+from codo.jobs.pretrain.loop import Trainer
 from codo.jobs.pretrain.preview import preview
 from codo.jobs.pretrain.training import Run
+from codo.jobs.pretrain.watch import Collapse
 from codo.runs.interrupt import StopRequest
 from codo.runs.record import RunFolder
+from codo.runs.seed import generator
 from codo.runs.weights_file import read_weights
 from tests.parts import tiny_config
 
@@ -120,8 +124,6 @@ def test_resume_refuses_what_would_not_be_the_same_run(finished, tiny, tmp_path,
     RunFolder.create(out, "pretrain")
     (out / "config.yaml").write_text(dump_yaml(tiny()))
     shutil.copy(finished.path / "environment.json", out)
-    with pytest.raises(CodoError, match="no checkpoint"):
-        resume(out)
     (out / "checkpoint.pt").write_bytes((finished.path / "checkpoint.pt").read_bytes()[:1000])
     with pytest.raises(CodoError, match="cannot read the checkpoint"):
         resume(out)
@@ -233,8 +235,85 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tiny, tmp_path):
     with torch.no_grad():
         next(run.method.query_encoder.parameters()).fill_(float("nan"))
     folder = RunFolder.create(tmp_path / "nan", "pretrain")
-    with pytest.raises(CodoError, match=r"step 1: the loss is not finite .*level"):
+    with pytest.raises(CodoError, match=r"step 1: the loss is not finite: level .*no checkpoint yet"):
         run.execute(folder)
+
+
+def test_a_step_that_is_not_finite_leaves_the_last_checkpoint_and_what_replays_it(tiny, tmp_path, monkeypatch):
+    config, out = tiny(run__checkpoint_every=2), tmp_path / "nan"
+    step = Trainer.step
+
+    def poisoned(self, views, number, schedule):
+        if number == 4:
+            with torch.no_grad():
+                next(self.method.query_encoder.parameters()).fill_(float("inf"))
+        return step(self, views, number, schedule)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", poisoned)
+        with pytest.raises(CodoError, match=r"step 5: the loss is not finite: level.*checkpoint of step 4") as raised:
+            pretrain(config, out)
+    assert "\n" not in str(raised.value)
+    facts = json.loads((out / "not_finite.json").read_text())
+    assert (facts["step"], facts["epoch"], facts["checkpoint_step"]) == (5, 1, 4)
+    order = generator("order", config.seed, 1).permutation(12)[4:8]
+    assert [Path(file).name for file in facts["files"]] == [f"{i:02d}.png" for i in order]
+    state = torch.load(out / "checkpoint.pt", weights_only=True)["method"]
+    assert all(torch.isfinite(tensor.float()).all() for tensor in state.values())
+    assert resume(out).summary["steps"] == 6
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_the_weights_are_touched(tiny, tmp_path):
+    config = tiny()
+    run = Run(config, build_dataset(config, find_sources(config)))
+    next(run.method.query_encoder.parameters()).register_hook(lambda g: g * float("inf"))
+    before = [p.clone() for p in run.method.query_encoder.parameters()]
+    with pytest.raises(CodoError, match=r"step 1: the gradient is not finite, though the loss is"):
+        run.execute(RunFolder.create(tmp_path / "inf", "pretrain"))
+    assert all(torch.equal(p, b) for p, b in zip(run.method.query_encoder.parameters(), before, strict=True))
+
+
+def test_checkpoints_come_as_often_as_asked(tiny, tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr(Run, "save", lambda self, folder: steps.append(self.step))
+    pretrain(tiny(run__checkpoint_every=2), tmp_path / "often")
+    assert steps == [2, 3, 4, 6]  # and at the end of each epoch
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(finished, tiny, tmp_path, capsys):
+    out = tmp_path / "early"
+    shutil.copytree(finished.path, out)
+    for name in ("checkpoint.pt", "summary.json", "weights.safetensors"):
+        (out / name).unlink()
+    resume(out)
+    assert "stopped before its first checkpoint; it begins again" in " ".join(capsys.readouterr().err.split())
+    assert curve(out) == curve(finished.path)
+
+
+def test_tensorboard_gets_the_figures_of_the_json_lines(tiny, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = pretrain(tiny(run__tensorboard=True, optim__epochs=1), tmp_path / "run").path
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    logged = [(e.step, e.value) for e in events.Scalars("loss_level")]
+    assert logged == [(m["step"], pytest.approx(m["loss_level"])) for m in curve(out)]
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(CodoError, match=r"pip install 'codo\[tensorboard\]'"):
+        pretrain(tiny(run__tensorboard=True), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+
+
+def test_collapse_is_measured_logged_and_said_once(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Collapse, "STEPS", 2)
+    constant = type(
+        "Constant", (torch.nn.Module,), {"forward": lambda self, x: x.new_ones(len(x), 16) + 1e-3 * x[:, :16]}
+    )
+    out = pretrain(tiny(), tmp_path / "run", projector=lambda *widths: constant())
+    assert [m["embedding_std"] < 0.1 for m in curve(out.path)] == [True] * 6
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("warning: collapse: the embeddings of all images are nearly the same") == 1
+    assert set(out.summary["warnings"]) == {"collapse"}
 
 
 def test_a_full_disk_is_said_and_the_older_checkpoint_stays(tiny, tmp_path, monkeypatch):
