@@ -47,10 +47,12 @@ _FLAGS = {
 @click.option("--epochs", type=int, help="Length in passes over the training images.")
 @click.option("--schedule", type=click.Choice(list(SCHEDULES)), help="Length in steps: 1x is 90,000, 2x 180,000.")
 @click.option("--batch-size", type=int, help="Images a step.")
-@click.option("--norm", type=click.Choice(["bn", "frozen_bn"]), help="The backbone's norms: trained or kept.")
+@click.option("--norm", type=click.Choice(["bn", "sync_bn", "frozen_bn"]), help="How batch norms train.")
 @click.option("--seed", type=int, help="Fresh weights, order, flips, sampling and the share of --fraction.")
 @click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Arithmetic of the convolutions.")
+@click.option(
+    "--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="Arithmetic of the convolutions."
+)
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Run folder.  [default: runs/transfer-N]")
 @click.option("--resume", metavar="RUN", type=click.Path(path_type=Path), help="Continue this run, with its config.")
 @click.option("--dry-run", is_flag=True, help="Load data and weights, show the config; train nothing.")

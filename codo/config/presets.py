@@ -168,7 +168,7 @@ TRANSFER_PRESETS: dict[str, dict[str, Any]] = {
         "optim": {"epochs": 12, "batch_size": 4, "lr": 0.08, "warmup_iterations": 100},
     },
     # Full scale, method.md section 5: every default (ResNet-50, 640-800 px, batch 16, 90,000 iterations).
-    "1x": {},
-    "2x": {"optim": {"iterations": 180_000}},
+    "1x": {"norm": "sync_bn"},
+    "2x": {"norm": "sync_bn", "optim": {"iterations": 180_000}},
 }
 """Preset -> nested fields of TransferConfig."""

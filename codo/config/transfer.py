@@ -101,9 +101,9 @@ class TransferConfig(Section):
     detector: Literal["faster_rcnn"] = "faster_rcnn"
     weights: str = Field("none", min_length=1)
     """`none`, a pretraining run's folder, or a weights file."""
-    norm: Literal["bn", "frozen_bn"] = "bn"
-    """The backbone's batch norms: `bn` trains them (method.md), `frozen_bn` keeps them as loaded. FPN and box head
-    always train theirs."""
+    norm: Literal["bn", "sync_bn", "frozen_bn"] = "bn"
+    """The batch norms: `bn` trains them, `sync_bn` over all processes' images too (method.md; on one process the same),
+    `frozen_bn` keeps the backbone's as loaded and trains those of FPN and box head."""
     data: TransferDataSection = TransferDataSection()
     architecture: ArchitectureSection = ArchitectureSection()
     """Of the detector; a pretraining run brings its own."""

@@ -24,7 +24,7 @@ def synchronise_bn(module: nn.Module, device: torch.device) -> None:
         return
     for child in module.modules():
         if isinstance(child, BatchNormAct2d):
-            child.__class__ = _ProcessorSyncBNAct
+            child.__class__ = _ProcessorSyncBNAct  # type: ignore[assignment]  # the same attributes
         elif isinstance(child, _BatchNorm):
             child.__class__ = _ProcessorSyncBN
 
@@ -58,4 +58,5 @@ class _ProcessorSyncBN(_BatchNorm):
 class _ProcessorSyncBNAct(_ProcessorSyncBN):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise, and apply timm's activation."""
-        return self.act(self.drop(super().forward(input)))
+        drop, act = self.get_submodule("drop"), self.get_submodule("act")
+        return act(drop(super().forward(input)))

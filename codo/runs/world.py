@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from codo.errors import CodoError
+from codo.runs.console import hush
 
 T = TypeVar("T")
 
@@ -57,19 +58,26 @@ class World:
 
     @contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:
-        """Connect the processes while open: NCCL on GPUs, gloo on processors."""
+        """Connect the processes while open: NCCL on GPUs, gloo on processors; all but the first fall silent.
+
+        Raises:
+            CodoError: another process was lost.
+        """
         if self.size == 1:
             yield
             return
-        if device.type == "cuda":
+        if not self.first:
+            hush()
+        gpu = device.type == "cuda"
+        if gpu:
             torch.cuda.set_device(device)
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            timeout=TIMEOUT,
-            device_id=device if device.type == "cuda" else None,
-        )
+        dist.init_process_group("nccl" if gpu else "gloo", timeout=TIMEOUT, device_id=device if gpu else None)
         try:
             yield
+        except RuntimeError as error:
+            if "onnection" in str(error):  # gloo's and NCCL's words for a lost peer
+                raise CodoError("another process failed; its own message says why") from error
+            raise
         finally:
             dist.destroy_process_group()
 
@@ -79,8 +87,12 @@ class World:
         return self.rank == 0
 
     def share(self, rows: list[T]) -> list[T]:
-        """Take this process's part of a batch: an equal, contiguous run of rows, in rank order."""
-        count = len(rows) // self.size
+        """Take this process's part of a batch: an equal, contiguous run of rows, in rank order.
+
+        Rows that do not spread evenly are filled up with the batch's first ones.
+        """
+        count = -(-len(rows) // self.size)
+        rows = [rows[i % len(rows)] for i in range(count * self.size)]
         return rows[self.rank * count : (self.rank + 1) * count]
 
     def gather(self, tensor: Tensor, dim: int = 0) -> Tensor:
@@ -111,6 +123,14 @@ class World:
             if parameter.grad is not None:
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= self.size
+
+    def mean(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Average scalars by name over the processes."""
+        if self.size == 1:
+            return values
+        shared = torch.stack([value.float() for value in values.values()])
+        dist.all_reduce(shared)
+        return dict(zip(values, shared / self.size, strict=True))
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Tell whether `flag` is set in any process."""

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     data = Path(os.environ.get("CODO_DATA") or ROOT.parent / "shared" / "data")
-    fields = ["canvas=64", "views=1", "optim.epochs=6", "run.log_every=1", "run.checkpoint_every=5", "data.limit=320"]
+    fields = ["canvas=64", "views=1", "optim.epochs=8", "run.log_every=1", "run.checkpoint_every=5", "data.limit=320"]
     fields += ["run.workers=1", "run.threads=1", "loss.negatives=both"]
     start = [sys.executable, str(ROOT / "cli.py"), "pretrain", "--preset", "codo-small"]
     start += [part for field in fields for part in ("--set", field)]

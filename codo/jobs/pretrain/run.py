@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from codo.losses import Loss
 from codo.model.encoder import MakeBoxHead, MakeProjector
 from codo.parts import Parts, find
 from codo.runs.checkpoint import load_checkpoint
-from codo.runs.console import duration, hush, warn
+from codo.runs.console import duration, warn
 from codo.runs.events import check_tensorboard
 from codo.runs.hardware import Hardware
 from codo.runs.record import RunFolder
@@ -84,7 +83,7 @@ def pretrain(
     hardware = check_parts(config, parts, world)
     if world.first:
         RunFolder.check_free(out)
-    with _joined(world, hardware):
+    with world.joined(hardware.device):
         sources, dataset = _open(config, parts, world)
         run = Run(config, dataset, parts, world)
         folder = RunFolder.create(out, "pretrain") if world.first else None
@@ -147,7 +146,7 @@ def resume(
             f"{parts.names() or 'none'}; pass the same to codo.resume_pretrain"
         )
     hardware = check_parts(config, parts, world)
-    with _joined(world, hardware):
+    with world.joined(hardware.device):
         sources, dataset = _open(config, parts, world)
         if sources.fingerprint != then["data"]["fingerprint"]:
             raise CodoError(f"--resume {path}: the images are not those that the run began with")
@@ -170,20 +169,6 @@ def resume(
             run.write_start(folder, sources)
         world.wait()
         return PretrainResult(folder.path, run.execute(folder))
-
-
-@contextmanager
-def _joined(world: World, hardware: Hardware) -> Iterator[None]:
-    """Connect the processes; all but the first fall silent, and one's failure ends the others in one line."""
-    if not world.first:
-        hush()
-    with world.joined(hardware.device):
-        try:
-            yield
-        except RuntimeError as error:
-            if world.size > 1 and "onnection" in str(error):  # gloo's and NCCL's words for a lost peer
-                raise CodoError("another process failed; its own message says why") from error
-            raise
 
 
 def _open(config: PretrainConfig, parts: Parts, world: World) -> tuple[Sources, SampleDataset]:

@@ -15,6 +15,7 @@ from codo.data.coco import CocoDataset, CocoImage
 from codo.data.images import ImageError, decode, resize
 from codo.jobs.transfer.data import training_annotations
 from codo.runs.seed import generator
+from codo.runs.world import World
 
 MAX_REPLACEMENTS = 20
 """Broken images in a row after which training gives up."""
@@ -132,8 +133,10 @@ def read_image(image: CocoImage, short_side: int, long_side: int) -> np.ndarray:
     return resize(pixels, max(1, round(scale * image.width)), max(1, round(scale * image.height)))
 
 
-def batches(images: int, batch_size: int, seed: int, start: int, end: int) -> Iterator[list[tuple[int, int]]]:
-    """Yield the batches of the steps `start`..`end`, each a list of `(epoch, index)`.
+def batches(
+    images: int, batch_size: int, seed: int, start: int, end: int, world: World | None = None
+) -> Iterator[list[tuple[int, int]]]:
+    """Yield this process's part of the batches of the steps `start`..`end`, each a list of `(epoch, index)`.
 
     An epoch's order is a function of seed and epoch. Its last batch may be smaller: no image is left out.
     """
@@ -142,7 +145,7 @@ def batches(images: int, batch_size: int, seed: int, start: int, end: int) -> It
         order = generator("transfer order", seed, epoch).permutation(images)
         for step in range(max(start, epoch * per_epoch), min(end, (epoch + 1) * per_epoch)):
             first = (step - epoch * per_epoch) * batch_size
-            yield [(epoch, int(index)) for index in order[first : first + batch_size]]
+            yield (world or World()).share([(epoch, int(index)) for index in order[first : first + batch_size]])
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:

@@ -33,7 +33,7 @@ CANONICAL_SIZE = 224
 SAMPLING_RATIO = 2
 """RoIAlign samples per cell and side (torchvision)."""
 
-Norm = Literal["bn", "frozen_bn"]
+Norm = Literal["bn", "sync_bn", "frozen_bn"]
 
 
 class Detector(FasterRCNN):
@@ -83,7 +83,7 @@ def build_faster_rcnn(
     Args:
         architecture: backbone, FPN and box head.
         num_classes: classes without the background, K; labels are 1..K, and 0 is background.
-        norm: `bn` trains the backbone's batch norms, `frozen_bn` keeps them as loaded.
+        norm: `bn` and `sync_bn` train the backbone's batch norms, `frozen_bn` keeps them as loaded.
         detection: image sizes and proposal lists; None is torchvision's.
         mean: of the channels RGB, in 0..1.
         std: of the channels RGB.

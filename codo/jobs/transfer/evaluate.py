@@ -20,6 +20,7 @@ from codo.jobs.transfer.dataset import DetectionDataset, Sample
 from codo.jobs.transfer.detectors import Detector
 from codo.runs.hardware import Hardware
 from codo.runs.interrupt import ignore_stop_signals
+from codo.runs.world import World
 
 METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's twelve numbers, in pycocotools' order: s, m, l are areas under 32^2, under 96^2, and above, in pixels."""
@@ -61,6 +62,7 @@ def evaluate(
     categories: Sequence[int],
     hardware: Hardware,
     on_image: Callable[[int, int], None] | None = None,
+    world: World | None = None,
 ) -> Predictions:
     """Run the detector on every image, one at a time: in a batch, padding would depend on the neighbours.
 
@@ -70,30 +72,34 @@ def evaluate(
         categories: category ids by label - 1.
         hardware: precision and loader workers.
         on_image: called with (done, total) after each image; may raise to stop.
+        world: the processes that share the images; each gets all that was found.
     """
-    start = time.monotonic()
-    found = Predictions()
-    loader = DataLoader(
-        dataset, batch_size=None, sampler=[(0, i) for i in range(len(dataset))], **loader_options(hardware)
-    )
+    start, world = time.monotonic(), world or World()
+    rows = range(world.rank, len(dataset), world.size)
+    found: list[tuple[int, list[dict[str, Any]], str | None]] = []
+    loader = DataLoader(dataset, batch_size=None, sampler=[(0, i) for i in rows], **loader_options(hardware))
     was_training = detector.training
     detector.eval()
     try:
-        for done, sample in enumerate(loader, start=1):
+        for done, (row, sample) in enumerate(zip(rows, loader, strict=True), start=1):
             source = dataset.coco_images[sample.position]
             if sample.image.numel() == 0:
-                found.unreadable[source.id] = sample.unreadable[0]
+                found.append((row, [], sample.unreadable[0]))
             else:
                 with hardware.autocast():
                     detections = detector([to_input(sample, hardware.device)])[0]
                 ratio = (source.width / sample.image.shape[2], source.height / sample.image.shape[1])
-                found.results += _results(detections, source.id, categories, ratio)
+                found.append((row, _results(detections, source.id, categories, ratio), None))
             if on_image:
-                on_image(done, len(dataset))
+                on_image(done * world.size, len(dataset))
     finally:
         detector.train(was_training)
-    found.seconds = time.monotonic() - start
-    return found
+    everything = sorted((entry for part in world.collect(found) for entry in part), key=lambda entry: entry[0])
+    return Predictions(
+        [result for _, results, _ in everything for result in results],
+        {dataset.coco_images[row].id: reason for row, _, reason in everything if reason is not None},
+        time.monotonic() - start,
+    )
 
 
 def coco_metrics(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import shlex
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from codo.config.transfer import TransferConfig, TransferOptimSection
@@ -23,6 +24,7 @@ from codo.runs.hardware import Hardware
 from codo.runs.interrupt import StopRequest
 from codo.runs.record import RunFolder
 from codo.runs.seed import integer_seed
+from codo.runs.world import World
 
 REFERENCE_BATCH = 16
 """Batch size that `optim.lr` is for (detectron2)."""
@@ -42,6 +44,7 @@ class Training:
         evaluate: computes the metrics of the detector as it is; takes a progress callback.
         hardware: device, precision and workers.
         folder: where metrics and checkpoints go.
+        world: the processes that share a batch; the first one writes.
 
     Attributes:
         step: steps done.
@@ -59,7 +62,9 @@ class Training:
         evaluate: Evaluate,
         hardware: Hardware,
         folder: RunFolder,
+        world: World | None = None,
     ) -> None:
+        self.world = world or World()
         self.config, self.detector, self.dataset = config, detector, dataset
         self.evaluate, self.hardware, self.folder = evaluate, hardware, folder
         optim = config.optim
@@ -67,6 +72,13 @@ class Training:
         self.optimizer = torch.optim.SGD(
             self.parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
         )
+        self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.precision == "fp16")
+        self._model: nn.Module = detector
+        if self.world.size > 1:
+            ids = [hardware.device] if hardware.device.type == "cuda" else None
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers; its successor is too new
+                self._model = nn.parallel.DistributedDataParallel(detector, device_ids=ids, broadcast_buffers=False)
         self.per_epoch = steps_per_epoch(len(dataset), optim.batch_size)
         self.total = total_steps(optim, self.per_epoch)
         self.step = 0
@@ -79,13 +91,18 @@ class Training:
         """Take up the state that `save` wrote."""
         self.detector.load_state_dict(state["detector"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
         self.step, self.curve, self.seconds = state["step"], state["curve"], state["seconds"]
 
     def save(self) -> None:
         """Write checkpoint.pt: all that the rest of the run depends on besides its config and data."""
+        if not self.world.first:
+            return
         state = {
             "detector": self.detector.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "step": self.step,
             "curve": self.curve,
             "seconds": self.seconds,
@@ -105,21 +122,23 @@ class Training:
             self._evaluate_if_due(bar, stop)
             for batch, waited in self._timed_batches():
                 self._train_step(batch, waited, bar)
-                self._leave_if_asked(stop)
+                self._leave_if_asked(stop, self.world.any(stop.number is not None, self.hardware.device))
                 self._evaluate_if_due(bar, stop)
                 if self.step % self.per_epoch == 0 or self.step == self.total:
                     self.save()
 
-    def _leave_if_asked(self, stop: StopRequest) -> None:
-        if stop.number is None:
+    def _leave_if_asked(self, stop: StopRequest, asked: bool) -> None:
+        if not asked:
             return
         self.save()
         command = shlex.join(["codo", "transfer", "--resume", str(self.folder.path)])
-        raise Interrupted(stop.number, f"stopped after step {self.step} of {self.total}; go on with: {command}")
+        raise Interrupted(stop.number or 15, f"stopped after step {self.step} of {self.total}; go on with: {command}")
 
     def _timed_batches(self) -> Iterator[tuple[list[Sample], float]]:
         """Yield the remaining batches, each with the seconds that it was waited for."""
-        plan = batches(len(self.dataset), self.config.optim.batch_size, self.config.seed, self.step, self.total)
+        plan = batches(
+            len(self.dataset), self.config.optim.batch_size, self.config.seed, self.step, self.total, self.world
+        )
         loader = iter(
             DataLoader(self.dataset, batch_sampler=_Plan(plan), collate_fn=list, **loader_options(self.hardware))
         )
@@ -137,7 +156,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         losses = self._losses(batch)
-        values = {name: float(value.detach()) for name, value in losses.items()}
+        values = {name: float(v) for name, v in self.world.mean({k: v.detach() for k, v in losses.items()}).items()}
         if not all(map(math.isfinite, values.values())):
             terms = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
             raise CodoError(
@@ -145,17 +164,19 @@ class Training:
                 "lower optim.lr or lengthen optim.warmup_iterations"
             )
         self.optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(losses.values())).sum().backward()
-        self.optimizer.step()
+        self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.step += 1
         spent = time.monotonic() - start + waited
         self.seconds += spent
-        self._window.add(values, len(batch), spent, waited)
+        self._window.add(values, len(batch) * self.world.size, spent, waited)
         figures = {"loss": sum(values.values()), "images/s": self._window.rate, "data": self._window.waiting}
         bar.update(self.step, figures)
         if self.step % self.config.run.log_every == 0 or self.step == self.total:
             record = {"step": self.step, "epoch": self.step / self.per_epoch, "lr": rate}
-            self.folder.log(record | self._window.means())
+            if self.world.first:
+                self.folder.log(record | self._window.means())
             self._window = _Window()
 
     def _losses(self, batch: Sequence[Sample]) -> dict[str, Tensor]:
@@ -171,9 +192,10 @@ class Training:
             for sample in batch
         ]
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(integer_seed("transfer step", self.config.seed, self.step))
+            keys = (self.config.seed, self.step, *([self.world.rank] if self.world.size > 1 else []))
+            torch.manual_seed(integer_seed("transfer step", *keys))
             with self.hardware.autocast():
-                return self.detector(images, targets)
+                return self._model(images, targets)
 
     def _note_unreadable(self, batch: Sequence[Sample], bar: JobProgress) -> None:
         for sample in batch:
@@ -195,7 +217,8 @@ class Training:
 
         def on_image(done: int, total: int) -> None:
             nonlocal shown
-            self._leave_if_asked(stop)
+            # Several processes are not at the same image: they leave after the evaluation.
+            self._leave_if_asked(stop, stop.number is not None and self.world.size == 1)
             if time.monotonic() - shown < PLAIN_SECONDS:
                 return
             shown = time.monotonic()
@@ -207,7 +230,8 @@ class Training:
             **self.evaluate(on_image).values,
         }
         self.curve.append(record)
-        self.folder.log(record)
+        if self.world.first:
+            self.folder.log(record)
         ap = record["AP"]
         bar.note(f"epoch {record['epoch']:.4g}: AP {'-' if ap is None else f'{ap:.2f}'}")
 

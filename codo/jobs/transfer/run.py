@@ -22,12 +22,14 @@ from codo.jobs.transfer.evaluate import CocoMetrics, Predictions, coco_metrics, 
 from codo.jobs.transfer.loop import Training
 from codo.jobs.transfer.proof import normalisation, prove
 from codo.jobs.transfer.weights import check_architecture, fresh_coverage, load_into_detector, read_source
+from codo.model import synchronise_bn
 from codo.runs.checkpoint import load_checkpoint
 from codo.runs.files import write_json, write_text
 from codo.runs.hardware import Hardware
 from codo.runs.record import RunFolder
 from codo.runs.seed import integer_seed
 from codo.runs.weights_file import save_weights
+from codo.runs.world import World
 
 LENGTHS = ("optim.epochs", "optim.iterations")
 """Fields of which a resumed run may have more."""
@@ -82,14 +84,20 @@ def transfer(
         CodoError: a mistake in config, data or weights; a folder that exists; a diverged training.
         Interrupted: after Ctrl-C or SIGTERM, with the state saved.
     """
-    hardware = Hardware.resolve(config.run, heavy_loading=False)
+    world = World.of_environment()
+    hardware = Hardware.resolve(config.run, heavy_loading=False, world=world)
     hardware.apply()
-    RunFolder.check_free(out)
-    data = load_data(config)
-    detector, loaded = load_detector(config, data)
-    folder = RunFolder.create(out, "transfer")
-    write_json(folder.path / "coverage.json", loaded)
-    return _execute(config, data, detector, loaded, hardware, folder, None, on_start)
+    if world.first:
+        RunFolder.check_free(out)
+    with world.joined(hardware.device):
+        with world.one_after_the_first():  # the sample data is rendered once
+            data = load_data(config)
+        detector, loaded = load_detector(config, data)
+        folder = RunFolder.create(out, "transfer") if world.first else None
+        folder = RunFolder(world.collect(folder.path if folder else Path())[0])
+        if world.first:
+            write_json(folder.path / "coverage.json", loaded)
+        return _execute(config, data, detector, loaded, hardware, folder, None, on_start, world)
 
 
 def resume(
@@ -121,7 +129,8 @@ def resume(
         raise CodoError(f"--resume {path}: a resumed run keeps its config ({told}); only run.* may change, epochs grow")
     if folder.complete and not longer:
         raise CodoError(f"--resume {path}: the run is complete; ask for more epochs to continue it")
-    hardware = Hardware.resolve(config.run, heavy_loading=False)
+    world = World.of_environment()
+    hardware = Hardware.resolve(config.run, heavy_loading=False, world=world)
     hardware.apply()
     data = load_data(config)
     if folder.environment()["data"]["fingerprint"] != data.fingerprint:
@@ -131,11 +140,14 @@ def resume(
         loaded = json.loads((path / "coverage.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CodoError(f"--resume {path}: cannot read its coverage.json: {error}") from error
-    for name in ("summary.json", "weights.safetensors"):  # what is longer is not complete
-        (path / name).unlink(missing_ok=True)
-    folder.rewind_metrics(state["step"])
-    detector = fresh_detector(config, len(data.labels), state["mean"], state["std"])
-    return _execute(config, data, detector, loaded, hardware, folder, state, on_start)
+    with world.joined(hardware.device):
+        if world.first:
+            folder.sweep()
+            for name in ("summary.json", "weights.safetensors"):  # what is longer is not complete
+                (path / name).unlink(missing_ok=True)
+            folder.rewind_metrics(state["step"])
+        detector = fresh_detector(config, len(data.labels), state["mean"], state["std"])
+        return _execute(config, data, detector, loaded, hardware, folder, state, on_start, world)
 
 
 def _execute(
@@ -147,11 +159,15 @@ def _execute(
     folder: RunFolder,
     state: dict[str, Any] | None,
     on_start: Callable[[Start], None] | None,
+    world: World,
 ) -> TransferResult:
     """Train from a fresh or a saved state to the end, and write the results."""
     name = fingerprint(config, f"{data.fingerprint} {loaded['weights'].get('sha256', 'none')}")
-    folder.write_start(config, name, data.facts, hardware)
-    if on_start:
+    if world.first:
+        folder.write_start(config, name, data.facts, hardware, {"processes": world.size})
+    if config.norm == "sync_bn" and world.size > 1:
+        synchronise_bn(detector, hardware.device)
+    if on_start and world.first:
         done = state["step"] if state else 0
         on_start(Start(folder.path, data.facts, loaded, done, hardware.describe()))
     detector.to(hardware.device, memory_format=torch.channels_last)
@@ -163,17 +179,17 @@ def _execute(
     latest: list[tuple[Predictions, CocoMetrics]] = []
 
     def evaluate_now(on_image: Callable[[int, int], None] | None = None) -> CocoMetrics:
-        found = evaluate(detector, val_set, list(data.labels), hardware, on_image)
+        found = evaluate(detector, val_set, list(data.labels), hardware, on_image, world)
         latest[:] = [(found, coco_metrics(data.val, found.results, found.unreadable))]
         return latest[0][1]
 
-    training = Training(config, detector.train(), train_set, evaluate_now, hardware, folder)
+    training = Training(config, detector.train(), train_set, evaluate_now, hardware, folder, world)
     if state is not None:
         training.restore(state)
     training.run()
     if not latest:  # resumed, and lacked nothing but its summary
         evaluate_now()
-    return _finish(config, folder, data, detector, training, latest[0], loaded, name)
+    return _finish(config, folder, data, detector, training, latest[0], loaded, name, world)
 
 
 def load_detector(config: TransferConfig, data: Data) -> tuple[Detector, dict[str, Any]]:
@@ -230,6 +246,7 @@ def _finish(
     latest: tuple[Predictions, CocoMetrics],
     loaded: dict[str, Any],
     name: str,
+    world: World,
 ) -> TransferResult:
     """Write the detector, its predictions and the summary."""
     predictions, metrics = latest
@@ -245,8 +262,7 @@ def _finish(
         "mean": json.dumps(list(detector.transform.image_mean)),
         "std": json.dumps(list(detector.transform.image_std)),
     }
-    save_weights(folder.path / "weights.safetensors", detector.state_dict(), metadata)
-    write_text(folder.path / "predictions.json", json.dumps(predictions.results) + "\n")
+    unreadable = set().union(*world.collect(training.unreadable))
     file_names = {image.id: image.file_name for image in data.val.images}
     summary = {
         "kind": "transfer",
@@ -265,9 +281,13 @@ def _finish(
         "train_seconds": round(training.seconds, 2),
         "evaluation_seconds": round(predictions.seconds, 2),
         "unreadable_images": {
-            "train": len(training.unreadable),
+            "train": len(unreadable),
             "val": [file_names[image] for image in predictions.unreadable],
         },
     }
-    folder.write_summary(summary)
+    if world.first:
+        save_weights(folder.path / "weights.safetensors", detector.state_dict(), metadata)
+        write_text(folder.path / "predictions.json", json.dumps(predictions.results) + "\n")
+        folder.write_summary(summary)
+    world.wait()
     return TransferResult(folder.path, summary)

@@ -9,6 +9,7 @@ from typing import Any
 from codo.config.load import load_config
 from codo.config.presets import TRANSFER_PRESETS
 from codo.config.transfer import TransferConfig
+from codo.errors import CodoError
 from codo.jobs.transfer.weights import check_architecture, read_architecture
 
 
@@ -41,6 +42,11 @@ def load_transfer_config(
         for name, tree in TRANSFER_PRESETS.items()
     }
     asked = load_config(TransferConfig, bare, **given).architecture
+    if ":" in own.backbone and asked.backbone != own.backbone:
+        raise CodoError(
+            f"weights: {config.weights} has a backbone of your own, {own.backbone}; to run that code, say "
+            f"--set architecture.backbone={own.backbone}"
+        )
     explicit = {name: getattr(asked, name) for name in asked.model_fields_set}
     architecture = own.model_copy(update=explicit)
     check_architecture(architecture, config.weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -152,9 +153,16 @@ def read_architecture(weights: str) -> ArchitectureSection | None:
     path = weights_path(weights)
     if path.suffix != ".safetensors":
         return None
-    text = read_metadata(path).get("architecture")
+    metadata = read_metadata(path)
+    text = metadata.get("architecture")
     if text is None:
         return None
+    custom = json.loads(metadata.get("custom", "{}")).get("backbone")
+    if custom is not None and ":" not in custom:
+        raise CodoError(
+            f"weights: {path} has the backbone {custom}, handed over from Python; pretrain with its dotted path "
+            "(model.backbone=module:Name), so that the detector can be built"
+        )
     try:
         return ArchitectureSection.model_validate_json(text)
     except ValidationError as error:

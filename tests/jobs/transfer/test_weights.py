@@ -200,3 +200,22 @@ def test_weights_files_round_trip(tmp_path: Path) -> None:
     (tmp_path / "cut.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(CodoError, match="not a whole safetensors file"):
         read_weights(tmp_path / "cut.safetensors")
+
+
+def test_code_that_a_weights_file_names_is_run_only_if_the_user_names_it_too(tmp_path, monkeypatch):
+    told = {"architecture": ARCHITECTURE.model_copy(update={"backbone": "evil:Body"}).model_dump_json()}
+    file = tmp_path / "shared.safetensors"
+    save_weights(file, encoder_state(), metadata() | told | {"custom": '{"backbone": "evil:Body"}'})
+    (tmp_path / "evil.py").write_text("raise SystemExit('this ran')\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CodoError, match=r"to run that code, say --set architecture\.backbone=evil:Body"):
+        load_transfer_config(flags={"weights": str(file)})
+    config = load_transfer_config(flags={"weights": str(file), "architecture.backbone": "evil:Body"})
+    assert config.architecture.backbone == "evil:Body"
+
+
+def test_a_backbone_that_only_python_knew_is_named(tmp_path):
+    file = tmp_path / "w.safetensors"
+    save_weights(file, encoder_state(), metadata() | {"custom": '{"backbone": "Body"}'})
+    with pytest.raises(CodoError, match="the backbone Body, handed over from Python"):
+        load_transfer_config(flags={"weights": str(file)})

@@ -1,0 +1,83 @@
+"""Transfer on several processes (torchrun, gloo)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from codo.config import dump_yaml
+from codo.jobs.transfer import transfer
+from codo.jobs.transfer.data import load_data
+from codo.jobs.transfer.dataset import DetectionDataset, batches
+from codo.jobs.transfer.evaluate import evaluate
+from codo.jobs.transfer.run import fresh_detector
+from codo.runs.hardware import Hardware
+from codo.runs.weights_file import read_weights
+from codo.runs.world import World
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_two_processes_share_batches_and_evaluation(make_config, tmp_path):
+    config = make_config(norm="sync_bn", optim={"epochs": 2, "batch_size": 4, "lr": 0.02, "warmup_iterations": 2})
+    file, out = tmp_path / "config.yaml", tmp_path / "run"
+    file.write_text(dump_yaml(config))
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(ROOT / "cli.py"),
+    ]
+    ran = subprocess.run(
+        [*command, "transfer", "--config", str(file), "--out", str(out)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("COCO box metrics") == 1
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["steps"] == 4
+    # The detector, evaluated by one process, finds what two found together.
+    data = load_data(config)
+    detector = fresh_detector(config, len(data.labels), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    detector.load_state_dict(read_weights(out / "weights.safetensors")[0])
+    sides = config.detection.min_size[-1], config.detection.max_size
+    val = DetectionDataset(data.val, data.labels, *sides, train=False)
+    alone = evaluate(detector, val, list(data.labels), Hardware.resolve(config.run, heavy_loading=False))
+    together = json.loads((out / "predictions.json").read_text())
+    assert [r["image_id"] for r in together] == [r["image_id"] for r in alone.results]
+    assert [r["score"] for r in together] == pytest.approx([r["score"] for r in alone.results], abs=1e-4)
+    assert len(together) > 0
+    # And it learnt what one process learns from the same batches, but for the boxes that it sampled.
+    losses = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines() if "loss" in line]
+    single = transfer(config, tmp_path / "single").path
+    expected = [json.loads(x)["loss"] for x in (single / "metrics.jsonl").read_text().splitlines() if "loss" in x]
+    assert losses == pytest.approx(expected, rel=0.25)
+
+
+def test_the_processes_parts_make_up_the_batches():
+    whole = list(batches(7, 4, 0, 0, 4))
+    parts = [list(batches(7, 4, 0, 0, 4, World(rank, 2, rank, 2))) for rank in (0, 1)]
+    for step, batch in enumerate(whole):
+        together = parts[0][step] + parts[1][step]
+        assert len(parts[0][step]) == len(parts[1][step])
+        assert together[: len(batch)] == batch
+        assert set(together) == set(batch)  # an odd batch is filled up with its own images
+
+
+def test_fp16_trains_a_detector_with_scaled_losses(make_config, tmp_path):
+    precision = {"device": "cpu", "precision": "fp16", "workers": 0, "threads": 1, "log_every": 1}
+    out = transfer(make_config(run=precision), tmp_path / "fp16").path
+    scaler = torch.load(out / "checkpoint.pt", weights_only=True)["scaler"]
+    assert scaler["scale"] > 1
+    assert scaler["_growth_tracker"] > 0
