@@ -35,8 +35,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CodoError(f"no checkpoint at {path}: the run was stopped before its first one") from None
     except Exception as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CodoError(f"cannot read the checkpoint {path}: {line}") from error
+        # torch's own message may advise to read it in a way that runs code.
+        why = "it is cut off or not a checkpoint" if not isinstance(error, OSError) else error.strerror
+        raise CodoError(f"cannot read the checkpoint {path}: {why}") from error
     if not isinstance(state, dict):
         raise CodoError(f"{path} is not a codo checkpoint")
     return state

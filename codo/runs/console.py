@@ -8,6 +8,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 console = Console(highlight=False, soft_wrap=True)
 """Where results go: standard output."""
@@ -52,7 +53,7 @@ class JobProgress:
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}"),
+                TextColumn("{task.fields[figures]}", markup=False),
                 TimeElapsedColumn(),
                 console=errors,
             )
@@ -79,7 +80,7 @@ class JobProgress:
             self._progress.update(self._task, completed=step, figures=text)
         elif step == self.total or time.monotonic() - self._last_plain >= PLAIN_SECONDS:
             self._last_plain = time.monotonic()
-            errors.print(f"{self.description} {step}/{self.total}  {text}")
+            errors.print(f"{self.description} {step}/{self.total}  {text}", markup=False)
 
     def note(self, text: str) -> None:
         """Print a line above the display."""
@@ -108,8 +109,4 @@ def counter(description: str) -> Callable[[int, int], None]:
 
 def warn(text: str) -> None:
     """Print a warning."""
-    errors.print(f"[yellow]warning:[/yellow] {_plain(text)}")
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
+    errors.print(Text("warning:", "yellow"), Text(text))

@@ -54,13 +54,14 @@ class Hardware:
             workers = min(cores - 1, 16)
         else:
             workers = max(1, cores // 4) if heavy_loading and cores > 1 else cores // 8
-        wanted = int(os.environ.get("OMP_NUM_THREADS") or cores)
-        threads = max(1, min(wanted, cores - workers)) if run.threads == "auto" else run.threads
+            if run.threads != "auto":
+                workers = min(workers, max(0, cores - run.threads))
+        threads = max(1, min(_omp_threads() or cores, cores - workers)) if run.threads == "auto" else run.threads
         if device.type == "cpu" and (run.workers, run.threads) != ("auto", "auto") and threads + workers > cores:
             # Oversubscribed cores make every convolution wait for its slowest thread.
             raise CodoError(
                 f"run.workers {workers} + run.threads {threads} exceed the {cores} cores of this "
-                f"{'machine' if world.local_size == 1 else 'process'}; leave one of them at auto"
+                f"{'machine' if world.local_size == 1 else 'process'}; lower them, or leave both at auto"
             )
         precision = run.precision
         if precision == "auto":
@@ -90,6 +91,12 @@ def available_cores() -> int:
         return max(1, min(cores, int(quota) // int(period)))
     except (OSError, ValueError):  # no cgroup v2, or no quota ("max")
         return cores
+
+
+def _omp_threads() -> int | None:
+    """Read OMP_NUM_THREADS, which may be a list by depth of nesting; None where it is no number."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdigit() and int(first) > 0 else None
 
 
 def has_bf16(device: torch.device) -> bool:
