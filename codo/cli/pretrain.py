@@ -19,7 +19,7 @@ from codo.errors import CodoError
 def pretrain_command(out: Path | None, resume: Path | None, dry_run: bool, **options: Any) -> None:
     """Pretrain backbone, FPN and box head without labels.
 
-    With no arguments: the built-in sample data and the preset `small`. Precedence: preset, --config, flags, --set.
+    With no arguments: the built-in sample data and the preset `codo-small`. Precedence: preset, --config, flags, --set.
     """
     if resume is not None:
         if out is not None or options["file"] or options["sets"] or options["preset"] or dry_run:

@@ -47,7 +47,7 @@ def demo(out: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
         say(f"1. sample data -> {data}")
         generate_sample_data(data, **SAMPLE, progress=counter("rendering"))
     sources = {"data.foregrounds": str(data / "foregrounds"), "data.backgrounds": str(data / "detection")}
-    config = load_pretrain_config(preset="small", flags=PRETRAIN | sources)
+    config = load_pretrain_config(preset="codo-small", flags=PRETRAIN | sources)
     say(f"2. what pretraining will see -> {out / 'preview.png'}")
     preview(config, 6, out / "preview.png")
 

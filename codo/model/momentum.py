@@ -86,7 +86,8 @@ class MomentumEncoder(nn.Module):
         count = len(images)
         order = torch.randperm(count * world.size, generator=generator).to(images.device)
         rows = order[world.rank * count : (world.rank + 1) * count]
-        images, boxes = world.gather(images)[rows], world.gather(boxes, 1)[:, rows]
+        images = world.gather(images)[rows].contiguous(memory_format=torch.channels_last)
+        boxes = world.gather(boxes, 1)[:, rows]
         embedded = embed_in_groups(self.encoder, images, boxes, self.groups // world.size)
         return gather(embedded, world).take(order.argsort())
 

@@ -104,3 +104,11 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, writer: str
     assert not ran.exists()
     torch.load(file, weights_only=False) if writer == "torch" else pickle.loads(file.read_bytes())
     assert ran.exists()  # the bomb is a real one
+
+
+def test_a_broken_checkpoint_is_told_without_advice_to_run_what_is_in_it(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(b"garbage")
+    with pytest.raises(CodoError, match="cut off or not a checkpoint") as raised:
+        load_checkpoint(path)
+    assert "weights_only" not in str(raised.value)

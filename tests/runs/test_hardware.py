@@ -14,6 +14,7 @@ from codo.config.sections import RunSection
 from codo.errors import CodoError
 from codo.runs import hardware as module
 from codo.runs.hardware import Hardware, available_cores, has_bf16
+from codo.runs.world import World
 
 
 @pytest.fixture(autouse=True)
@@ -211,3 +212,29 @@ def test_describe_names_device_precision_threads_and_workers(gpus: None) -> None
     parts = resolve(8, workers=2, threads=3, precision="bf16").describe().split(", ")
     assert {"cpu", "bf16", "3 threads", "2 loader workers"} <= set(parts)
     assert "Made-up cuda:1" in resolve(device="cuda:1").describe()
+
+
+def test_explicit_threads_leave_the_workers_what_is_left(monkeypatch):
+    monkeypatch.setattr(module, "available_cores", lambda: 8)
+    settled = Hardware.resolve(RunSection(device="cpu", threads=8), heavy_loading=True)
+    assert (settled.workers, settled.threads) == (0, 8)
+    with pytest.raises(CodoError, match="exceed the 8 cores of this machine; lower them, or leave both at auto"):
+        Hardware.resolve(RunSection(device="cpu", workers=8), heavy_loading=True)
+
+
+@pytest.mark.parametrize(("value", "threads"), [("3,2", 3), ("abc", 8), ("0", 8), ("5", 5)])
+def test_any_legal_or_broken_omp_num_threads_is_survived(monkeypatch, value, threads):
+    monkeypatch.setattr(module, "available_cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert Hardware.resolve(RunSection(device="cpu", workers=0), heavy_loading=False).threads == threads
+
+
+def test_processes_of_one_machine_share_its_cores_and_take_a_gpu_each(monkeypatch):
+    monkeypatch.setattr(module, "available_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    world = World(rank=3, size=4, local_rank=3, local_size=4)
+    assert Hardware.resolve(RunSection(device="cpu"), heavy_loading=False, world=world).threads == 2
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    assert Hardware.resolve(RunSection(), heavy_loading=False, world=world).device == torch.device("cuda:3")

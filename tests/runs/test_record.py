@@ -233,3 +233,19 @@ def test_an_installed_package_has_no_git_state(checkout: Path) -> None:
 def test_a_machine_without_git_has_no_git_state(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(checkout / "codo"))
     assert git_state() is None
+
+
+def test_numbers_that_json_lacks_become_null_at_any_depth(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", "pretrain")
+    folder.log({"step": 1, "inner": {"a": [float("nan"), 1.0]}})
+    assert folder.metrics() == [{"step": 1, "inner": {"a": [None, 1.0]}}]
+    folder.write_summary({"loss": float("inf")})
+    assert json.loads((tmp_path / "run/summary.json").read_text()) == {"loss": None}
+
+
+def test_what_a_killed_process_left_half_written_is_swept_away(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", "pretrain")
+    (folder.path / ".checkpoint.pt.x1.tmp").write_bytes(b"half")
+    (folder.path / "checkpoint.pt").write_bytes(b"whole")
+    folder.sweep()
+    assert [file.name for file in folder.path.iterdir()] == ["checkpoint.pt"]
