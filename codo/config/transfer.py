@@ -12,6 +12,8 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
+DETECTORS = ("faster_rcnn", "mask_rcnn", "retinanet", "fcos")
+
 SCHEDULES = {"1x": 90_000, "2x": 180_000}
 """Name of a schedule -> its iterations at batch 16 (detectron2)."""
 
@@ -98,7 +100,9 @@ class TransferConfig(Section):
     """Everything that a transfer run is."""
 
     seed: int = Field(0, ge=0)
-    detector: Literal["faster_rcnn"] = "faster_rcnn"
+    detector: str = "faster_rcnn"
+    """`faster_rcnn`, `mask_rcnn`, `retinanet`, `fcos`, or a user's own by dotted path: called with
+    `(backbone, classes, detection)`, it gives what behaves as torchvision's detectors do."""
     weights: str = Field("none", min_length=1)
     """`none`, a pretraining run's folder, or a weights file."""
     norm: Literal["bn", "sync_bn", "frozen_bn"] = "bn"
@@ -122,8 +126,15 @@ class TransferConfig(Section):
             return {**tree, "optim": {**optim, "iterations": SCHEDULES["1x"]}}
         return tree
 
+    @property
+    def masks(self) -> bool:
+        """Whether the detector learns masks."""
+        return self.detector == "mask_rcnn"
+
     @model_validator(mode="after")
     def _consistent(self) -> TransferConfig:
+        if self.detector not in DETECTORS and ":" not in self.detector:
+            raise ValueError(f"detector: one of {', '.join(DETECTORS)}, or your own as module:Name")
         if self.norm == "frozen_bn" and self.weights == "none":
             raise ValueError("norm: frozen_bn keeps statistics that nothing has learnt; with weights=none use bn")
         paths = self.data.model_dump(exclude={"root", "fraction"})

@@ -9,7 +9,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from codo.losses import Embeddings, ImageLoss, InstanceLoss, KeyQueue, LevelLoss, info_nce
+from codo.heads import MLPProjector
+from codo.losses import (
+    CosineLoss,
+    DenseLoss,
+    Embeddings,
+    ImageLoss,
+    InfoNCELoss,
+    InstanceLoss,
+    KeyQueue,
+    LevelLoss,
+    Loss,
+    info_nce,
+)
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -78,25 +90,115 @@ def test_queue_is_first_in_first_out_over_the_end():
     assert set(queue.state_dict()) == {"keys", "position"}
 
 
+def filled(rows: torch.Tensor) -> KeyQueue:
+    queue = KeyQueue(*rows.shape, torch.Generator())
+    queue.push(rows)
+    return queue
+
+
+def test_the_length_of_an_embedding_does_not_matter():
+    q, k, queue = unit(5, 8), unit(5, 8, seed=1), unit(7, 8, seed=2)
+    scaled = info_nce(q * torch.arange(1.0, 6)[:, None], k * 0.1, queue)
+    assert float(scaled.loss) == pytest.approx(float(info_nce(q, k, queue).loss), rel=1e-6)
+
+
 def test_image_and_instance_losses_are_info_nce_of_their_embedding():
     q, k, queue = unit(5, 8), unit(5, 8, seed=1), unit(7, 8, seed=2)
     expected = numpy_info_nce(q, k, queue, "queue", 0.2)
-    assert float(ImageLoss()(Embeddings(image=q), Embeddings(image=k), [queue]).loss) == pytest.approx(expected)
-    contrast = InstanceLoss()(Embeddings(instance=q), Embeddings(instance=k), [queue])
-    assert float(contrast.loss) == pytest.approx(expected)
+    for kind, name in {ImageLoss: "image", InstanceLoss: "instance"}.items():
+        loss = kind([filled(queue)])
+        assert float(loss(Embeddings(**{name: q}), Embeddings(**{name: k})).loss) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("negatives", ["queue", "both"])
+def test_a_loss_without_its_queues_is_refused(negatives):
+    with pytest.raises(ValueError, match="needs a queue"):
+        LevelLoss([filled(unit(4, 8))], negatives=negatives, weights=(1, 1))
+    with pytest.raises(ValueError, match="needs a queue"):
+        DenseLoss(negatives=negatives)
+
+
+def test_keys_are_taken_in_after_the_step_normalised():
+    loss, key = ImageLoss([filled(unit(6, 8))]), Embeddings(image=3 * unit(2, 8, seed=1))
+    before = loss.queues[0].keys.clone()
+    loss(key, key)
+    assert torch.equal(loss.queues[0].keys, before)
+    loss.update(key)
+    assert torch.allclose(loss.queues[0].keys[:2], unit(2, 8, seed=1), atol=1e-6)
+    assert torch.equal(loss.queues[0].keys[2:], before[2:])
+    assert set(loss.state_dict()) == {"queues.0.keys", "queues.0.position"}
 
 
 def test_level_loss_is_the_weighted_sum_with_a_queue_a_level():
     q, k, weights = unit(4, 5, 8), unit(4, 5, 8, seed=1), (0.1, 0.4, 0.7, 1.0)
     queues = [unit(7, 8, seed=10 + i) for i in range(4)]
-    loss = LevelLoss(weights)
+    loss = LevelLoss([filled(queue) for queue in queues], weights=weights)
     each = [numpy_info_nce(q[i], k[i], queues[i], "queue", 0.2) for i in range(4)]
-    contrast = loss(Embeddings(level=q), Embeddings(level=k), queues)
+    contrast = loss(Embeddings(level=q), Embeddings(level=k))
     assert float(contrast.loss) == pytest.approx(float(np.dot(weights, each)), rel=1e-5)
-    assert loss.queues == 4
-    assert [tuple(keys.shape) for keys in loss.keys(Embeddings(level=k))] == [(5, 8)] * 4
-    swapped = loss(Embeddings(level=q), Embeddings(level=k), queues[::-1])
+    swapped = LevelLoss([filled(queue) for queue in queues[::-1]], weights=weights)(
+        Embeddings(level=q), Embeddings(level=k)
+    )
     assert float(swapped.loss) != pytest.approx(float(contrast.loss), rel=1e-5)
+    loss.update(Embeddings(level=k))
+    for queue, keys in zip(loss.queues, k, strict=True):
+        assert torch.allclose(queue.keys[:5], keys, atol=1e-6)
+
+
+def test_cosine_loss_equals_numpy():
+    predictor = MLPProjector(8, 12, 8, bn=True)
+    q, k = 2 * unit(3, 6, 8), unit(3, 6, 8, seed=1)
+    rows = q.reshape(18, 8).double().numpy()
+    first, bn, _, last = predictor.layers
+    hidden = rows @ first.weight.detach().double().numpy().T + first.bias.detach().double().numpy()
+    hidden = (hidden - hidden.mean(0)) / np.sqrt(hidden.var(0) + bn.eps)
+    out = np.maximum(hidden, 0) @ last.weight.detach().double().numpy().T + last.bias.detach().double().numpy()
+    out /= np.linalg.norm(out, axis=1, keepdims=True)
+    cosines = (out.reshape(3, 6, 8) * k.double().numpy()).sum(2)
+    expected = np.dot([0.5, 1.0, 2.0], (2 - 2 * cosines).mean(1))
+    loss = CosineLoss("level", predictor, weights=(0.5, 1.0, 2.0))
+    contrast = loss(Embeddings(level=q), Embeddings(level=k))
+    assert float(contrast.loss) == pytest.approx(expected, rel=1e-4)
+    assert math.isnan(float(contrast.queue_accuracy))
+    assert {name for name, p in loss.named_parameters() if p.requires_grad} >= {"predictor.layers.0.weight"}
+
+
+def test_cosine_loss_counts_the_queries_nearest_to_their_own_key():
+    eye = torch.eye(4)
+    loss = CosineLoss("image", torch.nn.Identity())
+    assert float(loss(Embeddings(image=eye), Embeddings(image=eye)).batch_accuracy) == 1
+    assert float(loss(Embeddings(image=eye), Embeddings(image=eye[[1, 0, 2, 3]])).batch_accuracy) == 0.5
+
+
+@pytest.mark.parametrize("negatives", ["queue", "batch", "both"])
+def test_dense_loss_equals_numpy(negatives):
+    cells, batch = 4, 3
+    q, k = 2 * unit(cells, batch, 8), unit(cells, batch, 8, seed=1)
+    fq, fk = unit(cells, batch, 5, seed=2), 3 * unit(cells, batch, 5, seed=3)
+    queue = unit(7, 8, seed=4)
+    losses = []
+    nq, nk, nfq, nfk = (t.double().numpy() for t in (q / 2, k, fq, fk / 3))
+    pooled = nk.mean(0)
+    pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
+    for b in range(batch):
+        for g in range(cells):
+            match = np.argmax([nfq[g, b] @ nfk[h, b] for h in range(cells)])
+            stale = list(queue.double().numpy() @ nq[g, b]) if negatives != "batch" else []
+            others = [nq[g, b] @ pooled[o] for o in range(batch) if o != b] if negatives != "queue" else []
+            logits = np.array([nq[g, b] @ nk[match, b], *stale, *others]) / 0.2
+            losses.append(-logits[0] + np.log(np.exp(logits).sum()))
+    loss = DenseLoss(filled(queue), negatives=negatives)
+    key = Embeddings(dense=k, dense_features=fk)
+    contrast = loss(Embeddings(dense=q, dense_features=fq), key)
+    assert float(contrast.loss) == pytest.approx(np.mean(losses), rel=1e-5)
+    loss.update(key)
+    assert np.allclose(loss.queue.keys[:batch].numpy(), pooled, atol=1e-6)
+
+
+def test_losses_are_of_one_kind():
+    assert all(issubclass(kind, Loss) for kind in (InfoNCELoss, CosineLoss, DenseLoss))
+    with pytest.raises(AssertionError, match="built without instance embeddings"):
+        InstanceLoss(negatives="batch")(Embeddings(image=unit(2, 4)), Embeddings(image=unit(2, 4)))
 
 
 def test_embeddings_take_and_concatenate_over_samples():

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from codo.backbones import Backbone
+from codo.errors import CodoError
+from codo.heads import RoIPool, box_head
 from codo.losses import Embeddings
 from codo.model import AlignedEncoder, MomentumEncoder, StageEncoder, build_encoder, embed_in_groups
 
 SIZES = {
-    "fpn_channels": 16,
-    "box_head_convs": 2,
-    "box_head_channels": 16,
+    "make_box_head": lambda channels, fc: box_head(channels, 16, 2, fc),
     "box_head_fc": 32,
     "projector_hidden": 32,
     "embedding": 8,
@@ -24,7 +25,7 @@ BOXES = torch.tensor([[4.0, 6, 60, 50], [0, 0, 64, 64], [20, 20, 40, 44], [1, 2,
 def build(alignment=True, embeds=("level",), **more):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build_encoder("resnet10t", alignment=alignment, embeds=embeds, **(SIZES | more))
+        return build_encoder(Backbone("resnet10t", 16 if alignment else None), embeds=embeds, **(SIZES | more))
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +42,19 @@ def images():
         (False, ("image",), StageEncoder),
         (False, ("level",), StageEncoder),
         (False, ("image", "level"), StageEncoder),
+        (True, ("dense", "level"), AlignedEncoder),
+        (False, ("image", "dense"), StageEncoder),
     ],
 )
 def test_exactly_what_is_asked_for_is_embedded(images, alignment, embeds, kind):
     encoder = build(alignment, embeds)
     assert isinstance(encoder, kind)
     out = encoder(images, BOXES)
-    for name, shape in {"image": (4, 8), "instance": (4, 8), "level": (4, 4, 8)}.items():
+    for name, shape in {"image": (4, 8), "instance": (4, 8), "level": (4, 4, 8), "dense": (4, 4, 8)}.items():
         embedding = getattr(out, name)
         if name in embeds:
             assert tuple(embedding.shape) == shape
-            assert torch.allclose(embedding.norm(dim=-1), torch.ones(shape[:-1]), atol=1e-5)
+            assert embedding.dtype == torch.float32
         else:
             assert embedding is None
 
@@ -60,6 +63,33 @@ def test_without_alignment_there_is_no_pyramid_and_no_box_head():
     names = {key.split(".")[0] for key in build(False, ("level",)).state_dict()}
     assert names == {"backbone", "stage_projectors"}
     assert not any(key.startswith("backbone.fpn") for key in build(False, ("image",)).state_dict())
+    with pytest.raises(CodoError, match="needs alignment"):
+        build(False, ("instance",))
+
+
+def test_cells_are_embedded_one_by_one_with_their_features_beside_them(images):
+    encoder = build(False, ("dense",)).eval()
+    with torch.no_grad():
+        out, stage = encoder(images, BOXES), encoder.backbone.stages(images)[-1]
+        cell = encoder.canvas.dense(stage[:, :, 1, 0])  # the third of 2 x 2
+    assert torch.allclose(out.dense[2], cell, atol=1e-6)
+    assert torch.equal(out.dense_features[2], stage[:, :, 1, 0])
+    assert not out.dense_features.requires_grad
+
+
+def test_a_users_own_projector_and_head_take_the_widths(images):
+    asked = []
+
+    def projector(*widths):
+        asked.append(widths)
+        return nn.Linear(widths[0], widths[2])
+
+    def head(channels, fc):
+        return nn.Sequential(nn.Flatten(), nn.Linear(channels * 49, fc))
+
+    encoder = build(embeds=("image", "level"), make_projector=projector, make_box_head=head, pool=RoIPool(0, True))
+    assert asked == [(512, 512, 8), (32, 32, 8)]
+    assert tuple(encoder(images, BOXES).level.shape) == (4, 4, 8)
 
 
 def test_levels_choose_the_pyramid_levels(images):
