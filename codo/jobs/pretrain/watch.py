@@ -84,10 +84,10 @@ def _measure(rows: Tensor) -> tuple[float, float, float]:
     std = rows.std(0, unbiased=False).mean() * math.sqrt(width)
     # The sum over all pairs is the squared length of the sum.
     cosine = (rows.sum(0).square().sum() - count) / max(1, count * (count - 1))
-    centred = rows - rows.mean(0)
+    centred = (rows - rows.mean(0)).double()  # the root of an eigenvalue keeps half of its digits
     # Singular values by the smaller Gram matrix: a tenth of the time of an SVD.
     gram = centred @ centred.T if count < width else centred.T @ centred
-    singular = torch.linalg.eigvalsh(gram.double()).clamp(min=0).sqrt()
+    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     share = singular / singular.sum().clamp(min=1e-12)
     rank = torch.exp(-(share * share.clamp(min=1e-12).log()).sum())
     return float(std), float(cosine), float(rank)
