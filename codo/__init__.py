@@ -1,7 +1,7 @@
 """codo: contrastive pretraining of whole detectors, ablation-first.
 
-What is named here is the library's API; the parts are in `codo.augment`, `codo.backbones`, `codo.heads`, `codo.losses`
-and `codo.model`. Everything is imported when it is first used, so that `import codo` is light.
+What is named here is the library's API: the jobs, the parts they are made of, and what parts of your own derive from.
+Everything is imported when it is first used, so that `import codo` is light.
 """
 
 from __future__ import annotations
@@ -12,40 +12,115 @@ from typing import TYPE_CHECKING, Any
 from codo._version import __version__
 
 if TYPE_CHECKING:
+    from codo.augment import AnchorJitter, ColourJitter, CropView, NoJitter, PasteView, RatioJitter, ViewSampler
+    from codo.backbones import Backbone
     from codo.config import PretrainConfig, TransferConfig, load_pretrain_config
-    from codo.errors import CodoError
+    from codo.errors import CodoError, Interrupted
+    from codo.heads import MLPProjector, RoIPool, box_head
     from codo.jobs.pretrain import PretrainResult, pretrain
+    from codo.jobs.pretrain import resume as resume_pretrain
     from codo.jobs.transfer import TransferResult, load_transfer_config, transfer
+    from codo.jobs.transfer import resume as resume_transfer
+    from codo.losses import (
+        Contrast,
+        CosineLoss,
+        DenseLoss,
+        Embeddings,
+        ImageLoss,
+        InstanceLoss,
+        KeyQueue,
+        LevelLoss,
+        Loss,
+        info_nce,
+    )
+    from codo.model import AlignedEncoder, MomentumEncoder, StageEncoder, build_encoder
 
 _HOMES = {
-    "CodoError": "codo.errors",
-    "PretrainConfig": "codo.config",
-    "PretrainResult": "codo.jobs.pretrain",
-    "TransferConfig": "codo.config",
-    "TransferResult": "codo.jobs.transfer",
-    "load_pretrain_config": "codo.config",
-    "load_transfer_config": "codo.jobs.transfer",
-    "pretrain": "codo.jobs.pretrain",
-    "transfer": "codo.jobs.transfer",
+    "AlignedEncoder": "codo.model:AlignedEncoder",
+    "AnchorJitter": "codo.augment:AnchorJitter",
+    "Backbone": "codo.backbones:Backbone",
+    "CodoError": "codo.errors:CodoError",
+    "ColourJitter": "codo.augment:ColourJitter",
+    "Contrast": "codo.losses:Contrast",
+    "CosineLoss": "codo.losses:CosineLoss",
+    "CropView": "codo.augment:CropView",
+    "DenseLoss": "codo.losses:DenseLoss",
+    "Embeddings": "codo.losses:Embeddings",
+    "ImageLoss": "codo.losses:ImageLoss",
+    "InstanceLoss": "codo.losses:InstanceLoss",
+    "Interrupted": "codo.errors:Interrupted",
+    "KeyQueue": "codo.losses:KeyQueue",
+    "LevelLoss": "codo.losses:LevelLoss",
+    "Loss": "codo.losses:Loss",
+    "MLPProjector": "codo.heads:MLPProjector",
+    "MomentumEncoder": "codo.model:MomentumEncoder",
+    "NoJitter": "codo.augment:NoJitter",
+    "PasteView": "codo.augment:PasteView",
+    "PretrainConfig": "codo.config:PretrainConfig",
+    "PretrainResult": "codo.jobs.pretrain:PretrainResult",
+    "RatioJitter": "codo.augment:RatioJitter",
+    "RoIPool": "codo.heads:RoIPool",
+    "StageEncoder": "codo.model:StageEncoder",
+    "TransferConfig": "codo.config:TransferConfig",
+    "TransferResult": "codo.jobs.transfer:TransferResult",
+    "ViewSampler": "codo.augment:ViewSampler",
+    "box_head": "codo.heads:box_head",
+    "build_encoder": "codo.model:build_encoder",
+    "info_nce": "codo.losses:info_nce",
+    "load_pretrain_config": "codo.config:load_pretrain_config",
+    "load_transfer_config": "codo.jobs.transfer:load_transfer_config",
+    "pretrain": "codo.jobs.pretrain:pretrain",
+    "resume_pretrain": "codo.jobs.pretrain:resume",
+    "resume_transfer": "codo.jobs.transfer:resume",
+    "transfer": "codo.jobs.transfer:transfer",
 }
 
 __all__ = [
+    "AlignedEncoder",
+    "AnchorJitter",
+    "Backbone",
     "CodoError",
+    "ColourJitter",
+    "Contrast",
+    "CosineLoss",
+    "CropView",
+    "DenseLoss",
+    "Embeddings",
+    "ImageLoss",
+    "InstanceLoss",
+    "Interrupted",
+    "KeyQueue",
+    "LevelLoss",
+    "Loss",
+    "MLPProjector",
+    "MomentumEncoder",
+    "NoJitter",
+    "PasteView",
     "PretrainConfig",
     "PretrainResult",
+    "RatioJitter",
+    "RoIPool",
+    "StageEncoder",
     "TransferConfig",
     "TransferResult",
+    "ViewSampler",
     "__version__",
+    "box_head",
+    "build_encoder",
+    "info_nce",
     "load_pretrain_config",
     "load_transfer_config",
     "pretrain",
+    "resume_pretrain",
+    "resume_transfer",
     "transfer",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        module, _, attribute = _HOMES[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
     raise AttributeError(f"module 'codo' has no attribute {name!r}")
 
 

@@ -5,6 +5,14 @@ class CodoError(Exception):
     """A mistake that a user can mend: what was wrong, where (file, key), and what would be right, in one line.
 
     The command line prints it without a traceback and exits with code 2.
+
+    Example:
+        >>> import codo
+        >>> try:
+        ...     codo.load_pretrain_config(sets=["optim.epoch=3"])
+        ... except codo.CodoError as error:
+        ...     print(error)
+        config: there is no field 'optim.epoch'; did you mean optim.epochs?
     """
 
 
@@ -17,6 +25,10 @@ class Interrupted(Exception):
 
     Attributes:
         exit_code: 128 + the signal, as shells have it: 130 for Ctrl-C, 143 for SIGTERM.
+
+    Example:
+        >>> Interrupted(15, "stopped after step 3").exit_code
+        143
     """
 
     def __init__(self, number: int, message: str) -> None:

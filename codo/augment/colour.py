@@ -72,6 +72,10 @@ class ColourJitter:
 
     Source:
         MoCo v2, InsLoc.
+
+    Example:
+        >>> ColourJitter(p=0)(np.random.default_rng(0)).factors.tolist()  # nothing is changed
+        [1.0, 1.0, 1.0, 0.0]
     """
 
     brightness: float = 0.4

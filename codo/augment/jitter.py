@@ -47,6 +47,12 @@ class RatioJitter:
 
     Source:
         SoCo's form; p, r = .15 and min_iou are ours.
+
+    Example:
+        >>> box = np.array([20, 20, 80, 60], np.float32)
+        >>> jittered = RatioJitter(0.15)(np.random.default_rng(0), box, 96)
+        >>> bool(box_iou(jittered[None], box[None])[0, 0] >= 0.5)
+        True
     """
 
     def __init__(self, ratio: float = 0.15, p: float = 1.0, min_iou: float = 0.5) -> None:
@@ -76,6 +82,11 @@ class AnchorJitter:
 
     Source:
         InsLoc.
+
+    Example:
+        >>> box = np.array([20, 20, 180, 160], np.float32)
+        >>> AnchorJitter()(np.random.default_rng(0), box, 256).shape
+        (4,)
     """
 
     SIDES = (32, 64, 128, 256)
@@ -117,7 +128,12 @@ class AnchorJitter:
 
 
 class NoJitter:
-    """The exact box."""
+    """The exact box.
+
+    Example:
+        >>> NoJitter()(np.random.default_rng(0), np.array([1, 2, 3, 4]), 96).tolist()
+        [1, 2, 3, 4]
+    """
 
     def __call__(self, rng: np.random.Generator, box: np.ndarray, canvas: int) -> np.ndarray:
         """Return `box`."""

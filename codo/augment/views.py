@@ -67,6 +67,12 @@ class PasteView:
 
     Source:
         InsLoc; the downstream data set as source of backgrounds is CoDo's.
+
+    Example:
+        >>> view = PasteView(96, lambda rng: np.zeros((96, 96, 3), np.uint8))
+        >>> image, box = view(np.random.default_rng(0), np.full((120, 80, 3), 255, np.uint8))
+        >>> image.shape, box.shape
+        ((96, 96, 3), (4,))
     """
 
     canvas: int
@@ -95,6 +101,11 @@ class CropView:
 
     Source:
         MoCo v2.
+
+    Example:
+        >>> image, box = CropView(64)(np.random.default_rng(0), np.zeros((120, 80, 3), np.uint8))
+        >>> image.shape, box.tolist()
+        ((64, 64, 3), [0.0, 0.0, 64.0, 64.0])
     """
 
     canvas: int
@@ -120,6 +131,12 @@ class ViewSampler:
         colour: draws colour, blur and flip.
         augmenters: applied to each view, one after the other, before its colour.
         foregrounds: handed to the augmenters.
+
+    Example:
+        >>> sampler = ViewSampler(CropView(64), queries=2)
+        >>> views = sampler(np.zeros((120, 80, 3), np.uint8), lambda number: np.random.default_rng(number))
+        >>> views.images.shape  # two queries and the key
+        torch.Size([3, 64, 64, 3])
     """
 
     view: PasteView | CropView

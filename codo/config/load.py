@@ -168,7 +168,7 @@ def _unknown(loc: Sequence[str], kind: type[BaseModel]) -> str:
     """One line for a field that does not exist: near in spelling, or the same name in another section."""
     key, known = ".".join(loc), list(_fields(kind))
     near = [name for name in known if name.rpartition(".")[2] == loc[-1]]
-    near += difflib.get_close_matches(key, known, n=2, cutoff=0.7)
+    near += difflib.get_close_matches(key, known, n=2, cutoff=0.8)
     near += difflib.get_close_matches(loc[-1], [k for k in known if "." not in k], n=1, cutoff=0.7)
     hint = f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
     return f"config: there is no field {key!r}{hint}"

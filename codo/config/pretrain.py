@@ -189,7 +189,12 @@ class PretrainRunSection(RunSection):
 
 
 class PretrainConfig(Section):
-    """Everything that a pretraining run is."""
+    """Everything that a pretraining run is.
+
+    Example:
+        >>> PretrainConfig(hierarchy=False).loss_weights
+        {'instance': 1.0}
+    """
 
     seed: int = sourced(0, "run", ge=0)
     background: bool = sourced(True, "CoDo abstract")

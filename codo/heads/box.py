@@ -29,6 +29,11 @@ def box_head(
 
     Source:
         torchvision `fasterrcnn_resnet50_fpn_v2`; InsLoc's 4conv1fc.
+
+    Example:
+        >>> import torch
+        >>> box_head(16, 16, convs=2, fc_channels=32)(torch.randn(5, 16, 7, 7)).shape
+        torch.Size([5, 32])
     """
     return FastRCNNConvFCHead(
         (in_channels, POOLED_SIZE, POOLED_SIZE), [conv_channels] * convs, [fc_channels], norm_layer=norm_layer

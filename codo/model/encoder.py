@@ -54,6 +54,12 @@ class AlignedEncoder(nn.Module):
         embeds: which of `image`, `instance`, `level`, `dense` to compute.
         levels: the k of the levels P_k that the level embedding pools.
         canonical_size: side in pixels of the box that belongs to P4, for the instance embedding.
+
+    Example:
+        >>> encoder = build_encoder(Backbone("resnet10t", 16), embeds=("level",), embedding=8)
+        >>> boxes = torch.tensor([4.0, 4, 60, 50]).expand(4, 2, 4)  # for P2-P5, of two images
+        >>> encoder(torch.randn(2, 3, 64, 64), boxes).level.shape
+        torch.Size([4, 2, 8])
     """
 
     def __init__(
@@ -117,6 +123,11 @@ class StageEncoder(nn.Module):
         backbone: its stages are used, a pyramid is not.
         projectors: the k of a stage C_k -> projector `(B, C_k) -> (B, d)`, for the level embedding.
         canvas: for the image and dense embeddings.
+
+    Example:
+        >>> encoder = build_encoder(Backbone("resnet10t", None), embeds=("image",), embedding=8)
+        >>> encoder(torch.randn(2, 3, 64, 64), torch.zeros(4, 2, 4)).image.shape
+        torch.Size([2, 8])
     """
 
     def __init__(self, backbone: Backbone, projectors: dict[int, nn.Module], canvas: CanvasProjectors) -> None:
@@ -161,6 +172,10 @@ def build_encoder(
 
     Source:
         The projectors of pooled stages keep the stage's width, as MoCo v2's (2048 -> 2048 -> 128).
+
+    Example:
+        >>> type(build_encoder(Backbone("resnet10t", 16))).__name__
+        'AlignedEncoder'
     """
 
     def stage_projector(k: int) -> nn.Module:

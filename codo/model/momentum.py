@@ -52,6 +52,16 @@ class MomentumEncoder(nn.Module):
 
     Source:
         MoCo (arXiv 1911.05722): momentum encoder and shuffled BN, there across GPUs.
+
+    Example:
+        >>> query = nn.Linear(2, 1, bias=False)
+        >>> key = MomentumEncoder(query, momentum=0.9)
+        >>> with torch.no_grad():
+        ...     _ = query.weight.add_(1.0)
+        >>> before = key.encoder.weight.clone()
+        >>> key.update(query)
+        >>> (key.encoder.weight - before).round(decimals=3).tolist()
+        [[0.1, 0.1]]
     """
 
     def __init__(

@@ -37,6 +37,10 @@ class PretrainResult:
     Attributes:
         path: the run folder, as `--weights` of a transfer takes it.
         summary: what summary.json holds.
+
+    Example:
+        >>> PretrainResult(Path("runs/first"), {"loss": 4.2}).summary["loss"]
+        4.2
     """
 
     path: Path
@@ -73,6 +77,7 @@ def pretrain(
         Interrupted: after Ctrl-C or SIGTERM, with the state saved.
 
     Example:
+        >>> import codo
         >>> config = codo.load_pretrain_config(preset="codo-small", flags={"data.foregrounds": "photos"})
         >>> result = codo.pretrain(config, Path("runs/first"))  # doctest: +SKIP
         >>> result.summary["loss"]  # doctest: +SKIP

@@ -61,6 +61,10 @@ class TransferResult:
     Attributes:
         path: the run folder.
         summary: what summary.json says: `metrics` (the twelve COCO numbers, 0-100), `per_class`, `curve`, ...
+
+    Example:
+        >>> TransferResult(Path("runs/t"), {"metrics": {"AP": 31.4}}).summary["metrics"]["AP"]
+        31.4
     """
 
     path: Path
@@ -83,6 +87,11 @@ def transfer(
     Raises:
         CodoError: a mistake in config, data or weights; a folder that exists; a diverged training.
         Interrupted: after Ctrl-C or SIGTERM, with the state saved.
+
+    Example:
+        >>> config = codo.load_transfer_config(flags={"weights": "runs/first"})  # doctest: +SKIP
+        >>> codo.transfer(config).summary["metrics"]["AP"]  # doctest: +SKIP
+        31.4
     """
     world = World.of_environment()
     hardware = Hardware.resolve(config.run, heavy_loading=False, world=world)
@@ -113,6 +122,9 @@ def resume(
     Raises:
         CodoError: no run there, no checkpoint yet, other fields changed, or the data did; as `transfer`.
         Interrupted: as `transfer`.
+
+    Example:
+        >>> codo.resume_transfer(Path("runs/transfer-1"), {"optim.epochs": 24})  # doctest: +SKIP
     """
     folder = RunFolder.open(path)
     before, config = (

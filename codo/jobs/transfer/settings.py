@@ -24,6 +24,10 @@ def load_transfer_config(
 
     Raises:
         CodoError: as `load_config`; or the architecture asked for is not the weights' own.
+
+    Example:
+        >>> load_transfer_config(flags={"detector": "retinanet", "optim.epochs": 3}).optim.batch_size
+        4
     """
     given: dict[str, Any] = {
         "preset": preset,

@@ -1,0 +1,214 @@
+"""The examples of docs/custom-parts.md run, by hand and by dotted path, and bad parts are told in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+
+import pytest
+import torch
+
+import codo
+from codo.cli import main
+from codo.config.load import dump_yaml
+from codo.errors import CodoError
+from codo.jobs.pretrain import pretrain, resume
+from codo.jobs.pretrain.build import build_dataset, find_sources
+from codo.parts import find
+from codo.runs.record import RunFolder
+from codo.runs.weights_file import read_weights
+from tests.conftest import REPOSITORY
+
+TEXT = (REPOSITORY / "docs" / "custom-parts.md").read_text(encoding="utf-8")
+BLOCKS = [block for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "class " in block]
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch):
+    """The document's parts in a module of a working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_parts.py").write_text("\n".join(BLOCKS))
+    yield "my_parts"
+    sys.modules.pop("my_parts", None)
+
+
+def imported():
+    find("my_parts:BarlowTwins")
+    return sys.modules["my_parts"]
+
+
+def curve(path):
+    return [(r["step"], r["loss"]) for r in RunFolder(path).metrics()]
+
+
+def test_each_part_is_at_most_fifteen_lines():
+    for block in BLOCKS:
+        for part in re.split(r"\n(?=class )", block)[1:]:
+            lines = [line for line in part.splitlines() if line.strip()]
+            assert len(lines) <= 15, part
+
+
+def test_a_custom_loss_is_a_term_of_its_own(tiny, parts, tmp_path):
+    config = tiny(**{"loss.custom": [{"path": "my_parts:BarlowTwins", "weight": 0.5}], "optim.epochs": 1})
+    metrics = RunFolder(pretrain(config, tmp_path / "run").path).metrics()
+    assert all(m["loss"] == pytest.approx(m["loss_level"] + 0.5 * m["loss_BarlowTwins"], rel=1e-5) for m in metrics)
+    other = [{"path": "my_parts:BarlowTwins", "weight": 0.5, "parameters": {"off_diagonal": 1.0}}]
+    again = RunFolder(pretrain(tiny(**{"loss.custom": other, "optim.epochs": 1}), tmp_path / "other").path).metrics()
+    assert again[0]["loss_BarlowTwins"] > metrics[0]["loss_BarlowTwins"]
+    assert again[0]["loss_level"] == metrics[0]["loss_level"]
+
+
+def test_a_custom_loss_from_a_file_through_the_command_line(tiny, parts, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text(dump_yaml(tiny(**{"optim.epochs": 1})))
+    file = tmp_path / "elsewhere" / "losses.py"
+    file.parent.mkdir()
+    shutil.copy(tmp_path / "my_parts.py", file)
+    for i, path in enumerate(["my_parts:BarlowTwins", f"{file}:BarlowTwins"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["pretrain", "--config", "config.yaml", "--loss", path, "--out", f"run-{i}"])
+        assert ended.value.code == 0
+    assert "BarlowTwins" in capsys.readouterr().err  # the progress
+    assert curve(tmp_path / "run-0") == curve(tmp_path / "run-1")
+    assert "loss_BarlowTwins" in json.loads((tmp_path / "run-0/summary.json").read_text())
+
+
+def test_python_and_dotted_path_are_the_same_run(tiny, parts, tmp_path):
+    module = imported()
+    fields = {"optim.epochs": 1, "hierarchy": False}
+    by_hand = pretrain(
+        tiny(**fields),
+        tmp_path / "hand",
+        losses=[module.BarlowTwins()],
+        augmenters=[module.Mixup(0.2)],
+        jitter=module.Shift(0.3),
+        projector=module.LinearProjector,
+        box_head=module.PlainBoxHead,
+        backbone=module.TinyBody,
+    )
+    named = {
+        "loss.custom": ["my_parts:BarlowTwins"],
+        "augment": [{"path": "my_parts:Mixup", "parameters": {"strength": 0.2}}],
+        "jitter.custom": {"path": "my_parts:Shift", "parameters": {"share": 0.3}},
+        "model.projector": "my_parts:LinearProjector",
+        "model.box_head": "my_parts:PlainBoxHead",
+        "model.backbone": "my_parts:TinyBody",
+    }
+    by_path = pretrain(tiny(**fields, **named), tmp_path / "path")
+    assert curve(by_hand.path) == curve(by_path.path)
+    names = set(read_weights(by_path.path / "weights.safetensors")[0])
+    assert {"backbone.body.stages.0.0.weight", "projector.1.weight", "box_head.1.weight"} <= names
+    _, metadata = read_weights(by_path.path / "weights.safetensors")
+    assert json.loads(metadata["custom"]) == {"box_head": "my_parts:PlainBoxHead", "backbone": "my_parts:TinyBody"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("augment", ["my_parts:Mixup"]),
+        ("jitter.custom", "my_parts:Shift"),
+        ("model.projector", "my_parts:LinearProjector"),
+        ("model.box_head", "my_parts:PlainBoxHead"),
+        ("model.backbone", "my_parts:TinyBody"),
+        ("loss.custom", ["my_parts:BarlowTwins"]),
+    ],
+)
+def test_each_part_makes_a_difference(tiny, parts, tmp_path, field, value):
+    runs = [pretrain(tiny(**f, **{"optim.epochs": 1}), tmp_path / n) for n, f in {"a": {}, "b": {field: value}}.items()]
+    assert curve(runs[0].path) != curve(runs[1].path)
+
+
+def test_the_mixup_draws_the_same_whoever_loads(tiny, parts):
+    config = tiny(**{"augment": ["my_parts:Mixup"]})
+    one, two = (build_dataset(config, find_sources(config))[(1, 4)].views for _ in range(2))
+    plain = build_dataset(tiny(), find_sources(tiny()))[(1, 4)].views
+    assert torch.equal(one.images, two.images)
+    assert not torch.equal(one.images, plain.images)
+    assert torch.equal(one.exact_boxes, plain.exact_boxes)
+
+
+def test_a_losses_queue_and_parameter_are_saved_and_resumed(tiny, parts, tmp_path):
+    loss = [{"path": "my_parts:OwnQueue", "parameters": {"size": 16, "width": 16}}]
+    config = tiny(**{"loss.custom": loss, "optim.epochs": 3, "run.checkpoint_every": 2, "optim.lr": 0.5})
+    whole = pretrain(config, tmp_path / "whole").path
+    step, stopped = codo.jobs.pretrain.training.Run.advance, tmp_path / "stopped"
+
+    class Killed(Exception):
+        pass
+
+    def killed(self, batch):
+        if self.step == 5:
+            raise Killed
+        return step(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codo.jobs.pretrain.training.Run, "advance", killed)
+        with pytest.raises(Killed):
+            pretrain(config, stopped)
+    resume(stopped)
+    assert curve(stopped) == curve(whole)
+    states = [torch.load(path / "checkpoint.pt", weights_only=True)["method"] for path in (whole, stopped)]
+    for name in ("losses.OwnQueue.queue.keys", "losses.OwnQueue.log_temperature"):
+        assert torch.equal(states[0][name], states[1][name])
+    assert float(states[0]["losses.OwnQueue.log_temperature"]) != pytest.approx(-1.6, abs=1e-4)
+
+
+def test_parts_from_python_are_asked_for_again(tiny, parts, tmp_path):
+    module = imported()
+    out = pretrain(tiny(**{"optim.epochs": 1}), tmp_path / "run", losses=[module.BarlowTwins()]).path
+    with pytest.raises(
+        CodoError, match=r"began with the parts \{'losses': \['BarlowTwins'\]\} from Python, now.* none"
+    ):
+        resume(out, {"optim.epochs": 2})
+    assert resume(out, {"optim.epochs": 2}, losses=[module.BarlowTwins()]).summary["epochs"] == 2
+
+
+BAD = """
+import codo, numpy as np, torch
+class NoLoss: pass
+class NoEmbeds(codo.Loss):
+    def forward(self, query, key): return query.image.sum()
+class Vector(codo.Loss):
+    embeds = "image"
+    def forward(self, query, key): return query.image.sum(1)
+class Grey:
+    def __call__(self, rng, image, box, foregrounds): return image.mean(2), box
+class Body(torch.nn.Module):
+    channels = [1, 2, 3, 4]
+    def forward(self, images): return [images] * 4
+"""
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("loss.custom", ["nowhere:Loss"], "cannot import nowhere"),
+        ("loss.custom", ["absent.py:Loss"], "absent.py: no such file"),
+        ("loss.custom", ["bad_parts:Missing"], "bad_parts has no Missing"),
+        ("loss.custom", ["broken:Loss"], "cannot import broken .SyntaxError"),
+        ("loss.custom", ["bad_parts:NoLoss"], "loss NoLoss: a codo.Loss is expected"),
+        ("loss.custom", ["bad_parts:NoEmbeds"], "`embeds` must be one of image, instance, level, dense"),
+        ("loss.custom", ["bad_parts:Vector"], r"loss Vector: must return a scalar, not a tensor \(2,\)|tensor \(4,\)"),
+        (
+            "loss.custom",
+            [{"path": "bad_parts:NoEmbeds", "parameters": {"x": 1}}],
+            "bad_parts:NoEmbeds: .*unexpected keyword",
+        ),
+        ("augment", ["bad_parts:Grey"], r"augmenter Grey: must return an image \(64, 64, 3\) uint8"),
+        ("model.backbone", "bad_parts:Body", "must have `channels` of C2-C5"),
+    ],
+)
+def test_a_bad_part_is_told_in_one_line(tiny, tmp_path, monkeypatch, field, value, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad_parts.py").write_text(BAD)
+    (tmp_path / "broken.py").write_text("def (:\n")
+    sys.modules.pop("bad_parts", None)
+    with pytest.raises(CodoError, match=said) as raised:
+        pretrain(tiny(**{field: value}), tmp_path / "run")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_path_without_a_name_is_refused_by_the_config(tiny):
+    with pytest.raises(CodoError, match=r"loss\.custom"):
+        tiny(**{"loss.custom": ["my_parts.BarlowTwins"]})
