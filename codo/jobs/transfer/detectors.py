@@ -1,17 +1,17 @@
-"""The detectors that pretrained weights go to: torchvision's `*_fpn_v2` shape on codo's backbone."""
+"""The detectors that pretrained weights go to: torchvision's, on codo's backbone, FPN and box head."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
@@ -19,11 +19,13 @@ from torchvision.ops.poolers import initLevelMapper
 
 from codo.augment.colour import IMAGENET_MEAN, IMAGENET_STD
 from codo.backbones import LEVELS, STRIDES, Backbone
-from codo.config.sections import ArchitectureSection
-from codo.config.transfer import DetectionSection
+from codo.config.transfer import TransferConfig
 from codo.errors import CodoError
 from codo.heads import box_head
 from codo.heads.box import POOLED_SIZE
+from codo.jobs.transfer.base import Detector, batch_norms
+from codo.jobs.transfer.one_stage import FCOSDetector, RetinaNetDetector, fcos_parts, retinanet_parts, upper_backbone
+from codo.parts import find
 
 ANCHOR_SIDES = (32, 64, 128, 256, 512)
 """Side in pixels of the anchors of P2-P6 (torchvision)."""
@@ -32,26 +34,16 @@ CANONICAL_SIZE = 224
 """Side in pixels of the box that is pooled from P4 (torchvision)."""
 SAMPLING_RATIO = 2
 """RoIAlign samples per cell and side (torchvision)."""
+MASK_SIZE = 14
+"""Side of a box pooled for its mask, in cells; the mask has twice that (torchvision)."""
+MASK_CONVS = 4
 
-Norm = Literal["bn", "sync_bn", "frozen_bn"]
 
+class BoxFeatures:
+    """What a two-stage detector's predictors see."""
 
-class Detector(FasterRCNN):
-    """torchvision's Faster R-CNN, on codo's backbone, with its norms stated.
-
-    The state dict has the names of `fasterrcnn_resnet50_fpn_v2`. With frozen norms, the backbone's batch norms keep
-    their statistics and their scale and shift in training mode too; their tensors are the same as of trained ones.
-    """
-
-    norm: Norm
-
-    def train(self, mode: bool = True) -> Detector:
-        """Switch to training mode; frozen norms stay in evaluation mode."""
-        super().train(mode)
-        if self.norm == "frozen_bn":
-            for module in batch_norms(self.backbone.body):
-                module.eval()
-        return self
+    backbone: nn.Module
+    roi_heads: Any
 
     def box_features(self, images: Tensor, boxes: Tensor) -> Tensor:
         """Compute what the box predictor sees.
@@ -67,74 +59,123 @@ class Detector(FasterRCNN):
         return self.roi_heads.box_head(self.roi_heads.box_roi_pool(self.backbone(images), [boxes], [size]))
 
 
-def build_faster_rcnn(
-    architecture: ArchitectureSection,
+class FasterRCNNDetector(BoxFeatures, Detector, FasterRCNN):
+    """torchvision's Faster R-CNN; the state dict has the names of `fasterrcnn_resnet50_fpn_v2`."""
+
+
+class MaskRCNNDetector(BoxFeatures, Detector, MaskRCNN):
+    """torchvision's Mask R-CNN; the state dict has the names of `maskrcnn_resnet50_fpn_v2`."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("bbox", "segm")
+
+
+def build_detector(
+    config: TransferConfig,
     num_classes: int,
-    norm: Norm,
-    detection: DetectionSection | None = None,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Detector:
-    """Build a Faster R-CNN in the shape of torchvision's `fasterrcnn_resnet50_fpn_v2`, freshly initialised.
+    """Build a detector, freshly initialised from torch's global generator: seed it.
 
-    FPN with BN and a max-pooled P6, RPN head of two convolutions, `box_head_convs` x conv + BN and one fc as box
-    head, RoIAlign with torchvision's settings. The fresh weights come from torch's global generator: seed it.
+    `faster_rcnn` and `mask_rcnn`: FPN with BN and a max-pooled P6, RPN head of two convolutions, `box_head_convs` x
+    conv + BN and one fc as box head, RoIAlign with torchvision's settings. `retinanet`, `fcos`: P3-P7, heads with
+    GroupNorm. A dotted path: what it names, called with `(backbone of P2-P5 and a pooled level, classes, detection)`.
 
     Args:
-        architecture: backbone, FPN and box head.
+        config: detector, architecture, norm and detection settings.
         num_classes: classes without the background, K; labels are 1..K, and 0 is background.
-        norm: `bn` and `sync_bn` train the backbone's batch norms, `frozen_bn` keeps them as loaded.
-        detection: image sizes and proposal lists; None is torchvision's.
         mean: of the channels RGB, in 0..1.
         std: of the channels RGB.
 
     Raises:
-        CodoError: an unknown backbone, or `frozen_bn` for a backbone that has no batch norm.
+        CodoError: an unknown backbone, or `frozen_bn` for a backbone that has no batch norm; a user's own detector
+            that is no module.
     """
-    detection = detection or DetectionSection()
-    backbone = Backbone(architecture.backbone, architecture.fpn_channels, extra_blocks=LastLevelMaxPool())
-    if norm == "frozen_bn":
+    architecture, detection = config.architecture, config.detection
+    upper = config.detector in ("retinanet", "fcos")
+    if upper:
+        backbone = upper_backbone(architecture.backbone, architecture.fpn_channels)
+    else:
+        backbone = Backbone(architecture.backbone, architecture.fpn_channels, extra_blocks=LastLevelMaxPool())
+    if config.norm == "frozen_bn":
         norms = batch_norms(backbone.body)
         if not norms:
             raise CodoError(f"norm: {architecture.backbone} has no batch norm to freeze; use norm=bn")
         for module in norms:
             module.requires_grad_(False)
-    anchors = AnchorGenerator(tuple((side,) for side in ANCHOR_SIDES), (ASPECT_RATIOS,) * len(ANCHOR_SIDES))
-    detector = Detector(
-        backbone,
-        min_size=detection.min_size,
-        max_size=detection.max_size,
-        image_mean=list(mean),
-        image_std=list(std),
-        rpn_anchor_generator=anchors,
-        rpn_head=_RPNHead(architecture.fpn_channels, anchors.num_anchors_per_location()[0], conv_depth=2),
-        rpn_pre_nms_top_n_train=detection.rpn_pre_nms_train,
-        rpn_pre_nms_top_n_test=detection.rpn_pre_nms_test,
-        rpn_post_nms_top_n_train=detection.rpn_post_nms_train,
-        rpn_post_nms_top_n_test=detection.rpn_post_nms_test,
-        box_roi_pool=_RoIPool(),
-        box_head=box_head(
-            architecture.fpn_channels,
-            architecture.box_head_channels,
-            architecture.box_head_convs,
-            architecture.box_head_fc,
-        ),
-        box_predictor=_Predictor(architecture.box_head_fc, num_classes + 1),
-        box_batch_size_per_image=detection.roi_batch_size,
-        box_score_thresh=detection.score_threshold,
-        box_detections_per_img=detection.detections_per_image,
-    )
-    detector.norm = norm
+    common: dict[str, Any] = {
+        "min_size": detection.min_size,
+        "max_size": detection.max_size,
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }
+    detector: Detector
+    if upper:
+        parts, kind = (
+            (retinanet_parts, RetinaNetDetector) if config.detector == "retinanet" else (fcos_parts, FCOSDetector)
+        )
+        anchors, head = parts(architecture.fpn_channels, num_classes + 1)
+        detector = kind(
+            backbone,
+            num_classes + 1,
+            anchor_generator=anchors,
+            head=head,
+            score_thresh=detection.score_threshold,
+            detections_per_img=detection.detections_per_image,
+            **common,
+        )
+    elif config.detector in ("faster_rcnn", "mask_rcnn"):
+        detector = _two_stage(config, backbone, num_classes, common)
+    else:
+        detector = _own(config, backbone, num_classes)
+    detector.norm = config.norm
     return detector
 
 
-def batch_norms(module: nn.Module) -> list[nn.Module]:
-    """List the batch norms in a module."""
-    return [m for m in module.modules() if isinstance(m, _BatchNorm)]
+def _two_stage(config: TransferConfig, backbone: Backbone, num_classes: int, common: dict[str, Any]) -> Detector:
+    architecture, detection = config.architecture, config.detection
+    channels = architecture.fpn_channels
+    anchors = AnchorGenerator(tuple((side,) for side in ANCHOR_SIDES), (ASPECT_RATIOS,) * len(ANCHOR_SIDES))
+    common |= {
+        "rpn_anchor_generator": anchors,
+        "rpn_head": _RPNHead(channels, anchors.num_anchors_per_location()[0], conv_depth=2),
+        "rpn_pre_nms_top_n_train": detection.rpn_pre_nms_train,
+        "rpn_pre_nms_top_n_test": detection.rpn_pre_nms_test,
+        "rpn_post_nms_top_n_train": detection.rpn_post_nms_train,
+        "rpn_post_nms_top_n_test": detection.rpn_post_nms_test,
+        "box_roi_pool": _RoIPool(POOLED_SIZE),
+        "box_head": box_head(
+            channels, architecture.box_head_channels, architecture.box_head_convs, architecture.box_head_fc
+        ),
+        "box_predictor": _Predictor(architecture.box_head_fc, num_classes + 1),
+        "box_batch_size_per_image": detection.roi_batch_size,
+        "box_score_thresh": detection.score_threshold,
+        "box_detections_per_img": detection.detections_per_image,
+    }
+    if config.detector == "faster_rcnn":
+        return FasterRCNNDetector(backbone, **common)
+    return MaskRCNNDetector(
+        backbone,
+        mask_roi_pool=_RoIPool(MASK_SIZE),
+        mask_head=MaskRCNNHeads(channels, [channels] * MASK_CONVS, 1, norm_layer=nn.BatchNorm2d),
+        mask_predictor=_MaskPredictor(channels, channels, num_classes + 1),
+        **common,
+    )
+
+
+def _own(config: TransferConfig, backbone: Backbone, num_classes: int) -> Any:
+    """Call a user's own maker, and check what it gives."""
+    found = find(config.detector)(backbone, num_classes, config.detection)
+    if not isinstance(found, nn.Module) or not hasattr(found, "transform") or not hasattr(found, "backbone"):
+        raise CodoError(
+            f"detector {config.detector}: must give a module with `backbone` and `transform`, that behaves as "
+            "torchvision's detectors do"
+        )
+    return found
 
 
 # Under bf16 autocast, torchvision would decode boxes in bf16, which tells coordinates above 256 px apart in steps of
-# 2 px; and its RoIAlign has no bf16 kernel on processors. So the three parts below hand on float32.
+# 2 px; and its RoIAlign has no bf16 kernel on processors. So the parts below hand on float32.
 
 
 class _RPNHead(RPNHead):
@@ -149,6 +190,11 @@ class _Predictor(FastRCNNPredictor):
         return scores.float(), deltas.float()
 
 
+class _MaskPredictor(MaskRCNNPredictor):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).float()
+
+
 class _RoIPool(MultiScaleRoIAlign):
     """RoIAlign from P2-P5 with the strides stated.
 
@@ -156,10 +202,8 @@ class _RoIPool(MultiScaleRoIAlign):
     guess is wrong.
     """
 
-    def __init__(self) -> None:
-        super().__init__(
-            [str(i) for i in range(len(LEVELS))], POOLED_SIZE, SAMPLING_RATIO, canonical_scale=CANONICAL_SIZE
-        )
+    def __init__(self, size: int) -> None:
+        super().__init__([str(i) for i in range(len(LEVELS))], size, SAMPLING_RATIO, canonical_scale=CANONICAL_SIZE)
         self.scales = [1.0 / stride for stride in STRIDES]
         self.map_levels = initLevelMapper(LEVELS[0], LEVELS[-1], canonical_scale=CANONICAL_SIZE)
 

@@ -16,8 +16,8 @@ from pycocotools.cocoeval import COCOeval
 from torch.utils.data import DataLoader
 
 from codo.data.coco import CocoDataset
+from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.dataset import DetectionDataset, Sample
-from codo.jobs.transfer.detectors import Detector
 from codo.runs.hardware import Hardware
 from codo.runs.interrupt import ignore_stop_signals
 from codo.runs.world import World

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from codo.config.transfer import TransferConfig, TransferOptimSection
 from codo.errors import CodoError, Interrupted
+from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.dataset import DetectionDataset, Sample, batches, steps_per_epoch
-from codo.jobs.transfer.detectors import Detector
 from codo.jobs.transfer.evaluate import CocoMetrics, loader_options, to_input
 from codo.runs.checkpoint import save_checkpoint
 from codo.runs.console import PLAIN_SECONDS, JobProgress

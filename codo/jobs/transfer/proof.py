@@ -15,7 +15,8 @@ from codo.backbones import STRIDES, Backbone
 from codo.config.sections import ArchitectureSection
 from codo.errors import CodoError
 from codo.heads import RoIPool, assign_levels, box_head
-from codo.jobs.transfer.detectors import CANONICAL_SIZE, SAMPLING_RATIO, Detector
+from codo.jobs.transfer.base import Detector
+from codo.jobs.transfer.detectors import CANONICAL_SIZE, SAMPLING_RATIO, BoxFeatures
 from codo.jobs.transfer.weights import GROUPS, Coverage, Source
 
 TOLERANCE = 1e-4
@@ -83,14 +84,16 @@ def prove(
     images, encoder_images, boxes = _inputs(detector, source, image)
     encoder = Backbone(architecture.backbone, architecture.fpn_channels if with_fpn else None).eval()
     _fill(encoder, source.state, "backbone.")
-    if with_fpn and complete["box_head"]:
+    if with_fpn and complete["box_head"] and isinstance(detector, BoxFeatures):
         compared = "box head features"
         pairs = [
             (detector.box_features(images, boxes), _box_features(encoder, architecture, source, encoder_images, boxes))
         ]
     elif with_fpn:
-        compared = "pyramid levels P2-P5"
-        pairs = list(zip(list(detector.backbone(images).values())[:4], encoder(encoder_images).values(), strict=True))
+        ours, theirs = detector.backbone(images), encoder(encoder_images)
+        shared = [name for name in ours if name in theirs]  # of P2-P5
+        compared = f"pyramid levels P{int(shared[0]) + 2}-P5"
+        pairs = [(ours[name], theirs[name]) for name in shared]
     else:
         compared = "backbone stages C2-C5"
         pairs = list(zip(detector.backbone.stages(images), encoder(encoder_images).values(), strict=True))

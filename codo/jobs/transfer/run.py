@@ -15,9 +15,10 @@ from codo.config.load import differences, fingerprint, load_config
 from codo.config.transfer import TransferConfig
 from codo.data.images import ImageError
 from codo.errors import CodoError
+from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.data import Data, load_data
 from codo.jobs.transfer.dataset import DetectionDataset, read_image
-from codo.jobs.transfer.detectors import Detector, build_faster_rcnn
+from codo.jobs.transfer.detectors import build_detector
 from codo.jobs.transfer.evaluate import CocoMetrics, Predictions, coco_metrics, evaluate
 from codo.jobs.transfer.loop import Training
 from codo.jobs.transfer.proof import normalisation, prove
@@ -182,7 +183,7 @@ def _execute(
     if on_start and world.first:
         done = state["step"] if state else 0
         on_start(Start(folder.path, data.facts, loaded, done, hardware.describe()))
-    detector.to(hardware.device, memory_format=torch.channels_last)
+    detector.to(hardware.device).to(memory_format=torch.channels_last)
     sides = config.detection.min_size[-1], config.detection.max_size
     val_set = DetectionDataset(data.val, data.labels, *sides, train=False)
     train_set = DetectionDataset(
@@ -234,7 +235,7 @@ def fresh_detector(config: TransferConfig, num_classes: int, mean: Sequence[floa
     """Build a detector with fresh weights that are a function of the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(integer_seed("transfer init", config.seed))
-        return build_faster_rcnn(config.architecture, num_classes, config.norm, config.detection, mean, std)
+        return build_detector(config, num_classes, mean, std)
 
 
 def _first_image(config: TransferConfig, data: Data) -> torch.Tensor:

@@ -191,7 +191,7 @@ def load_into_detector(detector: nn.Module, source: Source) -> Coverage:
     RPN and predictors stay fresh (method.md, section 5).
 
     Args:
-        detector: with torchvision's names, as `build_faster_rcnn` gives it.
+        detector: with torchvision's names, as `build_detector` gives it.
         source: from `read_source`.
 
     Raises:
@@ -202,7 +202,8 @@ def load_into_detector(detector: nn.Module, source: Source) -> Coverage:
     loaded: dict[str, Tensor] = {}
     groups: dict[str, GroupCoverage] = {}
     for group, prefix in GROUPS.items():
-        ours = [name for name in names if name.startswith(prefix)]
+        # P6 and P7 of the one-stage detectors are no part of the pretrained pyramid.
+        ours = [name for name in names if name.startswith(prefix) and ".extra_blocks." not in name]
         theirs = [name for name in source.state if name.startswith(prefix)]
         fits = [name for name in ours if name in source.state and source.state[name].shape == own[names[name]].shape]
         loaded |= {names[name]: source.state[name] for name in fits}

@@ -1,12 +1,13 @@
 import pytest
 import torch
 from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
-from transfer_parts import ARCHITECTURE
+from transfer_parts import ARCHITECTURE, detector_config
 
 from codo.config.sections import ArchitectureSection
 from codo.config.transfer import DetectionSection
 from codo.errors import CodoError
-from codo.jobs.transfer.detectors import Detector, batch_norms, build_faster_rcnn
+from codo.jobs.transfer.base import Detector, batch_norms
+from codo.jobs.transfer.detectors import build_detector
 
 SIZES = DetectionSection(min_size=(64,), max_size=96, roi_batch_size=8)
 TARGETS = [{"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([2])}]
@@ -15,7 +16,7 @@ TARGETS = [{"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([2
 def build(norm: str = "bn") -> Detector:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build_faster_rcnn(ARCHITECTURE, 2, norm, SIZES)  # type: ignore[arg-type]
+        return build_detector(detector_config(ARCHITECTURE, SIZES, norm=norm), 2)
 
 
 def images() -> list[torch.Tensor]:
@@ -24,7 +25,7 @@ def images() -> list[torch.Tensor]:
 
 def test_names_and_shapes_are_torchvisions() -> None:
     reference = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None).state_dict()
-    ours = build_faster_rcnn(ArchitectureSection(), 90, "bn").state_dict()
+    ours = build_detector(detector_config(ArchitectureSection()), 90).state_dict()
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in reference.items()}
 
 
@@ -36,7 +37,7 @@ def test_torchvisions_weights_give_torchvisions_detections() -> None:
             box_score_thresh=0.0, rpn_post_nms_top_n_test=30,
         )  # fmt: skip
     sizes = DetectionSection(min_size=(64,), max_size=96, score_threshold=0.0, rpn_post_nms_test=30)
-    ours = build_faster_rcnn(ArchitectureSection(), 2, "bn", sizes)
+    ours = build_detector(detector_config(ArchitectureSection(), sizes), 2)
     ours.load_state_dict(reference.state_dict())
     with torch.inference_mode():
         theirs, mine = reference.eval()(images())[0], ours.eval()(images())[0]
@@ -63,7 +64,7 @@ def test_frozen_norms_keep_the_names() -> None:
 def test_nothing_to_freeze_is_refused() -> None:
     architecture = ArchitectureSection(backbone="convnext_atto", fpn_channels=16)
     with pytest.raises(CodoError, match="convnext_atto has no batch norm"):
-        build_faster_rcnn(architecture, 2, "frozen_bn", SIZES)
+        build_detector(detector_config(architecture, SIZES, norm="frozen_bn"), 2)
 
 
 def test_pooling_does_not_depend_on_the_first_image() -> None:

@@ -4,12 +4,13 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from transfer_parts import ARCHITECTURE, encoder_state, metadata
+from transfer_parts import ARCHITECTURE, detector_config, encoder_state, metadata
 
 from codo.config.sections import ArchitectureSection
 from codo.config.transfer import DetectionSection
 from codo.errors import CodoError
-from codo.jobs.transfer.detectors import Detector, build_faster_rcnn
+from codo.jobs.transfer.base import Detector
+from codo.jobs.transfer.detectors import build_detector
 from codo.jobs.transfer.proof import normalisation, prove
 from codo.jobs.transfer.settings import load_transfer_config
 from codo.jobs.transfer.weights import fresh_coverage, load_into_detector, read_source
@@ -22,7 +23,7 @@ IMAGE = torch.rand(3, 50, 77, generator=torch.Generator().manual_seed(0))
 def build(architecture: ArchitectureSection = ARCHITECTURE) -> Detector:
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        return build_faster_rcnn(architecture, 2, "bn", SIZES)
+        return build_detector(detector_config(architecture, SIZES), 2)
 
 
 def write(path: Path, state: dict[str, torch.Tensor], **changes: str) -> str:
@@ -69,7 +70,7 @@ def test_the_proof_fails_when_the_normalisation_is_off(tmp_path: Path) -> None:
     coverage = load_into_detector(detector, source)
     with pytest.raises(CodoError, match="does not compute"):
         prove(detector, ARCHITECTURE, source, coverage, IMAGE)
-    right = build_faster_rcnn(ARCHITECTURE, 2, "bn", SIZES, *normalisation(source))
+    right = build_detector(detector_config(ARCHITECTURE, SIZES), 2, *normalisation(source))
     assert prove(right, ARCHITECTURE, source, load_into_detector(right, source), IMAGE).difference is not None
 
 

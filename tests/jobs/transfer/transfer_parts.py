@@ -9,11 +9,20 @@ import torch
 from codo.augment.colour import IMAGENET_MEAN, IMAGENET_STD
 from codo.backbones import Backbone
 from codo.config.sections import ArchitectureSection
+from codo.config.transfer import DetectionSection, TransferConfig
 from codo.heads import box_head
 
 ARCHITECTURE = ArchitectureSection(
     backbone="resnet10t", fpn_channels=16, box_head_convs=1, box_head_channels=16, box_head_fc=32
 )
+
+
+def detector_config(
+    architecture: ArchitectureSection = ARCHITECTURE, detection: DetectionSection | None = None, **fields: object
+) -> TransferConfig:
+    """Make a config of a detector; weights are named, for `frozen_bn` wants some."""
+    sizes = {"detection": detection} if detection else {}
+    return TransferConfig.model_validate({"architecture": architecture, "weights": "some", **sizes, **fields})
 
 
 def encoder_state(architecture: ArchitectureSection = ARCHITECTURE) -> dict[str, torch.Tensor]:
