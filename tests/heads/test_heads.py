@@ -74,4 +74,4 @@ def test_projector_equals_its_formula():
     first, _, second = projector.layers
     hidden = (x @ first.weight.T + first.bias).clamp(min=0)
     out = hidden @ second.weight.T + second.bias
-    assert torch.allclose(projector(x), out / out.norm(dim=1, keepdim=True), atol=1e-6)
+    assert torch.allclose(projector(x), out, atol=1e-6)  # the losses normalise

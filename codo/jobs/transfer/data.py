@@ -10,10 +10,14 @@ from typing import Any
 
 from codo.config.transfer import TransferConfig
 from codo.data.coco import CocoDataset, data_fingerprint, find_splits, load_coco
+from codo.data.masks import has_mask, to_rle
 from codo.data.sample import sample_data
 from codo.errors import CodoError
 from codo.runs.console import counter
 from codo.runs.seed import generator
+
+NO_MASK = "annotation without a mask"
+"""A reason in `CocoDataset.skipped`."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,13 @@ def load_data(config: TransferConfig) -> Data:
     whole = load_coco(paths.train_json, paths.train_images)
     val = load_coco(paths.val_json, paths.val_images)
     labels = label_map(whole, val)
+    if config.masks:
+        for coco, path in ((whole, paths.train_json), (val, paths.val_json)):
+            missing = check_masks(coco, path)
+            if missing:
+                coco.skipped[NO_MASK] = missing
     train = take_fraction(whole, config.data.fraction, config.seed)
-    boxes = [len(training_annotations(train, image.id)) for image in train.images]
+    boxes = [len(training_annotations(train, image.id, config.masks)) for image in train.images]
     if not sum(boxes):
         raise CodoError(f"data: the {len(boxes)} training images of {paths.train_json} have no boxes")
     fingerprint = fingerprint_of(train, val)
@@ -66,9 +75,37 @@ def load_data(config: TransferConfig) -> Data:
     return Data(paths.name, train, val, labels, facts, fingerprint)
 
 
-def training_annotations(coco: CocoDataset, image_id: int) -> list[dict]:
-    """List the annotations of an image that are targets: all but crowds, whose box is no object's."""
-    return [annotation for annotation in coco.annotations[image_id] if not annotation["iscrowd"]]
+def training_annotations(coco: CocoDataset, image_id: int, masks: bool = False) -> list[dict]:
+    """List the annotations of an image that are targets: all but crowds, whose box is no object's.
+
+    With `masks`, those without a mask are left out too.
+    """
+    own = [annotation for annotation in coco.annotations[image_id] if not annotation["iscrowd"]]
+    return [annotation for annotation in own if has_mask(annotation)] if masks else own
+
+
+def check_masks(coco: CocoDataset, path: Path) -> int:
+    """Check every mask; return how many targets have none.
+
+    Raises:
+        CodoError: none has one, or one does not fit its image; names the annotation.
+    """
+    found = missing = 0
+    for image in coco.images:
+        for annotation in coco.annotations[image.id]:
+            if not has_mask(annotation):
+                missing += not annotation["iscrowd"]
+                continue
+            found += 1
+            if isinstance(annotation["segmentation"], list):  # polygons are checked when they are drawn
+                continue
+            try:
+                to_rle(annotation["segmentation"], image.width, image.height)
+            except (CodoError, TypeError, ValueError) as error:
+                raise CodoError(f"{path}: annotation {annotation.get('id')}: {error}") from None
+    if not found:
+        raise CodoError(f"{path} has no masks; mask_rcnn needs them: use a box detector (--detector faster_rcnn)")
+    return missing
 
 
 def label_map(train: CocoDataset, val: CocoDataset) -> dict[int, int]:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from codo.data.coco import CocoDataset, CocoImage
 from codo.data.images import ImageError, decode, resize
+from codo.data.masks import draw_mask
 from codo.jobs.transfer.data import training_annotations
 from codo.runs.seed import generator
 from codo.runs.world import World
@@ -28,6 +29,7 @@ class Sample(NamedTuple):
         image: `(3, H, W) uint8` RGB; `(3, 0, 0)` where no image could be read.
         boxes: `(N, 4) float32` xyxy in pixels of `image`, crowds left out.
         labels: `(N,) int64`, 1..K.
+        masks: `(N, H, W) uint8`, 0 or 1; None where the detector learns boxes alone.
         position: of the image in the data set.
         unreadable: what was wrong with the images that this one stands in for.
     """
@@ -37,6 +39,7 @@ class Sample(NamedTuple):
     labels: Tensor
     position: int
     unreadable: list[str]
+    masks: Tensor | None = None
 
 
 class DetectionDataset(Dataset[Sample]):
@@ -53,6 +56,7 @@ class DetectionDataset(Dataset[Sample]):
         flip_p: how often an image is mirrored.
         seed: of the flips and replacements.
         train: replace a broken image by another one, and mirror; else a broken image comes empty, with its reason.
+        masks: give masks too; annotations without one are left out.
     """
 
     def __init__(
@@ -65,17 +69,19 @@ class DetectionDataset(Dataset[Sample]):
         train: bool,
         flip_p: float = 0.0,
         seed: int = 0,
+        masks: bool = False,
     ) -> None:
         self.coco_images = coco.images
         self.short_side, self.long_side = short_side, long_side
         self.flip_p, self.seed, self.train = flip_p, seed, train
         # One array for all images: forked workers would copy a million small objects page by page.
-        targets = [training_annotations(coco, image.id) for image in coco.images]
+        targets = [training_annotations(coco, image.id, masks) for image in coco.images]
         self._ends = np.cumsum([0, *map(len, targets)])
         flat = [annotation for image in targets for annotation in image]
         self._boxes = np.array([a["bbox"] for a in flat], np.float32).reshape(-1, 4)
         self._boxes[:, 2:] += self._boxes[:, :2]
         self._labels = np.array([labels[a["category_id"]] for a in flat], np.int64)
+        self._segmentations = [a["segmentation"] for a in flat] if masks else None
 
     def __len__(self) -> int:
         return len(self.coco_images)
@@ -106,7 +112,16 @@ class DetectionDataset(Dataset[Sample]):
             pixels = pixels[:, ::-1]
             boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
         planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        return Sample(planes, torch.from_numpy(boxes), torch.from_numpy(self._labels[rows]), index, unreadable)
+        masks = self._masks(rows, source, (width, height), flip) if self._segmentations is not None else None
+        labels = torch.from_numpy(self._labels[rows])
+        return Sample(planes, torch.from_numpy(boxes), labels, index, unreadable, masks)
+
+    def _masks(self, rows: slice, source: CocoImage, scaled: tuple[int, int], flip: bool) -> Tensor:
+        """Draw the masks of an image: `(N, H, W)`."""
+        assert self._segmentations is not None
+        drawn = [draw_mask(s, (source.width, source.height), scaled) for s in self._segmentations[rows]]
+        masks = np.stack(drawn) if drawn else np.zeros((0, scaled[1], scaled[0]), np.uint8)
+        return torch.from_numpy(np.ascontiguousarray(masks[:, :, ::-1] if flip else masks))
 
 
 def read_image(image: CocoImage, short_side: int, long_side: int) -> np.ndarray:

@@ -1,42 +1,23 @@
-"""Detections of a data set, and the COCO metrics of them (pycocotools is the reference)."""
+"""Detections of a data set."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+import torch.nn.functional as F
+from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader
 
-from codo.data.coco import CocoDataset
 from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.dataset import DetectionDataset, Sample
 from codo.runs.hardware import Hardware
 from codo.runs.interrupt import ignore_stop_signals
 from codo.runs.world import World
-
-METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-"""COCO's twelve numbers, in pycocotools' order: s, m, l are areas under 32^2, under 96^2, and above, in pixels."""
-
-
-@dataclass(frozen=True)
-class CocoMetrics:
-    """What COCO's evaluation says, in per cent (0-100); None where there is no box to find.
-
-    Attributes:
-        values: the twelve numbers by `METRIC_NAMES`.
-        per_class: category id -> AP.
-    """
-
-    values: dict[str, float | None]
-    per_class: dict[int, float | None]
 
 
 @dataclass
@@ -45,7 +26,7 @@ class Predictions:
 
     Attributes:
         results: in COCO's result format: image_id, the data set's own category_id, bbox xywh in pixels of the
-            original image, score.
+            original image, score; of a detector of masks `segmentation`, compressed RLE.
         unreadable: image id -> why it could not be read.
         seconds: what it took.
     """
@@ -89,7 +70,10 @@ def evaluate(
                 with hardware.autocast():
                     detections = detector([to_input(sample, hardware.device)])[0]
                 ratio = (source.width / sample.image.shape[2], source.height / sample.image.shape[1])
-                found.append((row, _results(detections, source.id, categories, ratio), None))
+                entries = _results(detections, source.id, categories, ratio)
+                if "masks" in detections:
+                    _add_masks(entries, detections["masks"], source.width, source.height)
+                found.append((row, entries, None))
             if on_image:
                 on_image(done * world.size, len(dataset))
     finally:
@@ -100,38 +84,6 @@ def evaluate(
         {dataset.coco_images[row].id: reason for row, _, reason in everything if reason is not None},
         time.monotonic() - start,
     )
-
-
-def coco_metrics(
-    ground_truth: CocoDataset, results: Sequence[dict[str, Any]], skip: Collection[int] = ()
-) -> CocoMetrics:
-    """Compute COCO's twelve box metrics and AP per class, quietly.
-
-    Args:
-        ground_truth: with crowds, which count as pycocotools counts them: found or missed, no matter.
-        results: in COCO's result format; may be empty.
-        skip: ids of images to leave out on both sides.
-    """
-    images = [image for image in ground_truth.images if image.id not in skip]
-    truth = [a for image in images for a in ground_truth.annotations[image.id]]
-    detections = [result for result in results if result["image_id"] not in skip]
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(
-            _coco(images, truth, ground_truth.categories),
-            _coco(images, detections, ground_truth.categories),
-            "bbox",
-        )
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    values = {name: _percent(value) for name, value in zip(METRIC_NAMES, evaluation.stats, strict=True)}
-    # (IoU, recall, class, area, maxDets): all areas, 100 detections.
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    per_class = {}
-    for k, category in enumerate(evaluation.params.catIds):
-        defined = precision[:, :, k][precision[:, :, k] > -1]
-        per_class[int(category)] = _percent(defined.mean() if defined.size else -1.0)
-    return CocoMetrics(values, per_class)
 
 
 def to_input(sample: Sample, device: torch.device) -> torch.Tensor:
@@ -179,30 +131,9 @@ def _results(
     ]
 
 
-def _coco(images: Sequence[Any], annotations: Sequence[dict[str, Any]], categories: dict[int, str]) -> COCO:
-    """Build pycocotools' index; boxes alone are enough for it. Its own loader would refuse an empty result list."""
-    coco = COCO()
-    coco.dataset = {
-        "images": [{"id": image.id, "width": image.width, "height": image.height} for image in images],
-        "categories": [{"id": category, "name": name} for category, name in categories.items()],
-        # Ids are numbered anew: pycocotools takes id 0 for "not matched".
-        "annotations": [
-            {
-                "id": number,
-                "image_id": a["image_id"],
-                "category_id": a["category_id"],
-                "bbox": a["bbox"],
-                "area": a["area"] if "area" in a else a["bbox"][2] * a["bbox"][3],
-                "iscrowd": a.get("iscrowd", 0),
-                **({"score": a["score"]} if "score" in a else {}),
-            }
-            for number, a in enumerate(annotations, start=1)
-        ],
-    }
-    coco.createIndex()
-    return coco
-
-
-def _percent(value: float) -> float | None:
-    """Turn pycocotools' -1 for "nothing to find" into None."""
-    return None if value < 0 else round(100 * float(value), 4)
+def _add_masks(entries: list[dict[str, Any]], masks: torch.Tensor, width: int, height: int) -> None:
+    """Add the masks `(N, 1, h, w)`, probabilities at the detector's size, at the image's size: over a half."""
+    for entry, mask in zip(entries, masks, strict=True):
+        sized = F.interpolate(mask[None].float(), (height, width), mode="bilinear", align_corners=False)[0, 0]
+        rle = coco_mask.encode(np.asfortranarray((sized > 0.5).cpu().numpy().astype(np.uint8)))
+        entry["segmentation"] = {"size": [height, width], "counts": rle["counts"].decode()}

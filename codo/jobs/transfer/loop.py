@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 from codo.config.transfer import TransferConfig, TransferOptimSection
 from codo.errors import CodoError, Interrupted
 from codo.jobs.transfer.base import Detector
+from codo.jobs.transfer.coco_metrics import CocoMetrics
 from codo.jobs.transfer.dataset import DetectionDataset, Sample, batches, steps_per_epoch
-from codo.jobs.transfer.evaluate import CocoMetrics, loader_options, to_input
+from codo.jobs.transfer.evaluate import loader_options, to_input
 from codo.runs.checkpoint import save_checkpoint
 from codo.runs.console import PLAIN_SECONDS, JobProgress
 from codo.runs.hardware import Hardware
@@ -188,6 +189,7 @@ class Training:
             {
                 "boxes": sample.boxes.to(device, non_blocking=True),
                 "labels": sample.labels.to(device, non_blocking=True),
+                **({} if sample.masks is None else {"masks": sample.masks.to(device, non_blocking=True)}),
             }
             for sample in batch
         ]

@@ -16,10 +16,11 @@ from codo.config.transfer import TransferConfig
 from codo.data.images import ImageError
 from codo.errors import CodoError
 from codo.jobs.transfer.base import Detector
+from codo.jobs.transfer.coco_metrics import CocoMetrics, coco_metrics
 from codo.jobs.transfer.data import Data, load_data
 from codo.jobs.transfer.dataset import DetectionDataset, read_image
 from codo.jobs.transfer.detectors import build_detector
-from codo.jobs.transfer.evaluate import CocoMetrics, Predictions, coco_metrics, evaluate
+from codo.jobs.transfer.evaluate import Predictions, evaluate
 from codo.jobs.transfer.loop import Training
 from codo.jobs.transfer.proof import normalisation, prove
 from codo.jobs.transfer.weights import check_architecture, fresh_coverage, load_into_detector, read_source
