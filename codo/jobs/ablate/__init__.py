@@ -1,0 +1,1 @@
+"""Grids of pretrainings and transfers, with statistics over seeds."""

@@ -1,0 +1,124 @@
+"""What a grid came to: rows, cells and their figures, as results.json holds them and the report reads them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from codo.errors import CodoError
+from codo.runs.files import write_text
+
+Status = Literal["done", "failed", "missing"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Row(_Record):
+    """A row of the table: one method.
+
+    Attributes:
+        name: as the grid names it, unique.
+        changes: dotted pretraining field -> value, against the grid's base; empty for the base, None for a row that is
+            not pretrained (`weights: none`).
+        factors: for a factorial, switch -> on or off.
+    """
+
+    name: str
+    changes: dict[str, Any] | None
+    factors: dict[str, bool] = {}
+
+
+class Point(_Record):
+    """An evaluation in the course of a transfer: AP in per cent, None where there is nothing to find."""
+
+    step: int
+    epoch: float
+    AP: float | None
+
+
+class Cell(_Record):
+    """One row, protocol and seed.
+
+    Attributes:
+        metrics: name -> value, None where undefined: the transfer's COCO numbers in per cent (`AP`, `AP50`, ...), the
+            mean AP over its evaluations (`curve_area`), and the probes of its pretraining (`probe/NAME`).
+        curve: AP in the course of the transfer.
+        errors: TIDE's breakdown, kind of error -> AP50 that mending it would add.
+        loss: step -> loss of the pretraining, thinned; empty for `weights: none`.
+        failure: the last line of what went wrong; None unless failed.
+        folders: `pretrain`, `transfer`: the run folders, relative to the grid's.
+        commands: the commands that make this cell, in order.
+        fingerprints: `pretrain`, `transfer`: as the run folders name them.
+        seconds: `pretrain`, `transfer`: time taken.
+    """
+
+    row: str
+    protocol: str
+    seed: int
+    status: Status
+    metrics: dict[str, float | None] = {}
+    curve: list[Point] = []
+    errors: dict[str, float] = {}
+    loss: list[tuple[int, float]] = []
+    failure: str | None = None
+    folders: dict[str, str] = {}
+    commands: list[str] = []
+    fingerprints: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+
+
+class Results(_Record):
+    """A grid's results.
+
+    Attributes:
+        title: the grid's.
+        question: what it asks, in a sentence; may be empty.
+        design: `one_at_a_time`, `ladder`, `factorial` or `rows`.
+        reference: the row that the others are compared to.
+        rows: in the grid's order.
+        protocols: names, in the grid's order.
+        seeds: in the grid's order.
+        metric: the one that decides: `AP` or `curve_area`.
+        cells: one for each row, protocol and seed, those that are missing too.
+        environment: versions, hardware, git state of the machine that collected them.
+        command: what makes the grid again.
+        samples: row -> file of its contact sheet (PNG), relative to the grid's folder; may lack rows.
+    """
+
+    title: str
+    question: str = ""
+    design: str
+    reference: str
+    rows: list[Row]
+    protocols: list[str]
+    seeds: list[int]
+    metric: str = "AP"
+    cells: list[Cell]
+    environment: dict[str, Any] = {}
+    command: str = ""
+    samples: dict[str, str] = {}
+
+    def cell(self, row: str, protocol: str, seed: int) -> Cell:
+        """Find a cell."""
+        return next(c for c in self.cells if (c.row, c.protocol, c.seed) == (row, protocol, seed))
+
+    def write(self, path: Path) -> None:
+        """Write as JSON."""
+        write_text(path, json.dumps(self.model_dump(), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Results:
+        """Read results.json.
+
+        Raises:
+            CodoError: it cannot be read, or is not one.
+        """
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CodoError(f"cannot read {path} as results: {str(error).splitlines()[0]}") from error
