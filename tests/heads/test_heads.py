@@ -26,18 +26,30 @@ def test_levels_are_torchvisions():
     assert torch.equal(assign_levels(boxes * 0.25, 56.0), assign_levels(boxes))
 
 
-@pytest.mark.parametrize(("sampling_ratio", "aligned"), [(2, False), (0, True)])
-def test_pooling_is_roi_align_forward_and_backward(sampling_ratio, aligned):
-    features = torch.randn(3, 8, 24, 24, requires_grad=True)
+@pytest.mark.parametrize(("sampling_ratio", "aligned"), [(2, False), (0, True), (0, False), (3, True)])
+@pytest.mark.parametrize(("height", "width", "stride"), [(24, 24, 4), (40, 17, 8), (3, 3, 32)])
+def test_pooling_is_roi_align_forward_and_backward(sampling_ratio, aligned, height, width, stride):
+    features = torch.randn(16, 8, height, width).to(memory_format=torch.channels_last).requires_grad_()
     twin = features.detach().clone().requires_grad_()
-    boxes = random_boxes(3, 96)
-    ours = RoIPool(sampling_ratio, aligned)(features, boxes, 4)
-    theirs = roi_align(twin, [b[None] for b in boxes], 7, 0.25, sampling_ratio, aligned)
+    boxes = random_boxes(16, 1.2 * stride * max(height, width)) - 10  # some leave the map, on either side
+    boxes[0, 2:] = boxes[0, :2] + 0.5  # under a cell
+    ours = RoIPool(sampling_ratio, aligned)(features, boxes, stride)
+    theirs = roi_align(twin, [b[None] for b in boxes], 7, 1 / stride, sampling_ratio, aligned)
     assert torch.allclose(ours, theirs, atol=1e-5)
     weight = torch.randn_like(ours)
     (ours * weight).sum().backward()
     (theirs * weight).sum().backward()
     assert torch.allclose(features.grad, twin.grad, atol=1e-5)
+    assert features.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_pooling_takes_no_boxes_and_several_of_an_image():
+    features, boxes = torch.randn(2, 4, 12, 12), random_boxes(5, 48)
+    images = torch.tensor([1, 0, 1, 1, 0])
+    pool = RoIPool(0, True)
+    theirs = roi_align(features, torch.cat([images[:, None].float(), boxes], 1), 7, 0.25, 0, True)
+    assert torch.allclose(pool(features, boxes, 4, images), theirs, atol=1e-5)
+    assert pool(features, boxes[:0], 4, images[:0]).shape == (0, 4, 7, 7)
 
 
 def test_pooling_from_the_assigned_level_is_the_detectors():
