@@ -45,8 +45,8 @@ def usage(path: Path, contents: Contents) -> str:
     file = json.dumps(str(path))
     head = "Shared4Conv1FCBBoxHead" if a.box_head_convs == 4 else "ConvFCBBoxHead"
     counts = "" if a.box_head_convs == 4 else f" num_shared_convs={a.box_head_convs}, num_shared_fcs=1,"
-    return f"""# codo.py, with the base that you train from
-_base_ = "faster-rcnn/faster-rcnn_r50_fpn_1x_coco.py"
+    return f"""# codo.py, for mmdetection 3; put the base that you train from
+_base_ = "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"
 load_from = {file}
 norm_cfg = dict(type="SyncBN", requires_grad=True)  # BN on one GPU
 model = dict(

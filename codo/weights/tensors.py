@@ -20,8 +20,11 @@ PREFIXES = ("module.", "_orig_mod.")
 
 _COMPANY = ("argparse", "lightning", "mmcv", "mmengine", "numpy", "omegaconf", "pathlib", "pytorch_lightning", "typing")
 """Packages whose objects stand beside the tensors of a checkpoint (settings, histories); read as `_Inert`."""
-_LOOK_UPS = ("getattr", "builtins.getattr")
-"""By which mmengine's histories name their methods; an `_Inert` too."""
+_NAMED = {
+    *("bool", "dict", "float", "int", "list", "object", "set", "str", "tuple", "getattr"),
+    "collections.defaultdict",
+}
+"""Built-ins that such objects name: types (omegaconf), methods by getattr (mmengine). They too are read as `_Inert`."""
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -58,7 +61,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _torch_file(path: Path) -> Any:
     foreign = _foreign(path)
     # solo-learn's and mmengine's checkpoints hold settings and histories beside the tensors.
-    company = [name for name in foreign if name.split(".")[0] in _COMPANY or name in _LOOK_UPS]
+    company = [name for name in foreign if _is_company(name)]
     try:
         with torch.serialization.safe_globals([(_Inert, name) for name in company]):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -67,6 +70,10 @@ def _torch_file(path: Path) -> Any:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         told = f"it wants {refused[0]}; save its state_dict alone" if refused else line
         raise CodoError(f"weights: {path} is not a file of plain tensors (weights_only): {told}") from error
+
+
+def _is_company(name: str) -> bool:
+    return name.split(".")[0] in _COMPANY or name.removeprefix("builtins.") in _NAMED
 
 
 def _foreign(path: Path) -> list[str]:

@@ -304,6 +304,7 @@ def test_mmdetections_file(full_scale: Path, tmp_path: Path) -> None:
         assert torch.equal(tensors[theirs], state[ours]), theirs
     config: dict[str, Any] = {}
     exec(done.usage, config)
+    assert config["_base_"] == "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"
     assert config["load_from"] == str(tmp_path / "codo.pth")
     assert config["model"]["data_preprocessor"] == {
         "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "bgr_to_rgb": True,

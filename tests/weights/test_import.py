@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -336,7 +336,9 @@ def test_what_a_pickle_may_not_hold(tmp_path: Path) -> None:
 
 class _History:
     def __init__(self) -> None:
-        self.values, self.mean = [1.0], np.float64(2)
+        self.values, self.mean, self.kind = [1.0], np.float64(2), int
+        self.cache: dict[str, int] = defaultdict(dict)  # type: ignore[arg-type]
+        self.method = _History.__init__.__get__(self)  # pickled by getattr
 
 
 def test_settings_beside_the_tensors_are_passed_over(
