@@ -83,6 +83,15 @@ class Contents:
         return 512 if self.architecture.backbone in ("resnet18", "resnet34") else 2048
 
     @property
+    def lacking(self) -> list[str]:
+        """Name the parts that the run has not, or not in a form that others have."""
+        if not self.has_fpn:
+            return ["FPN", "box head"]
+        if self.detector in ("retinanet", "fcos"):
+            return ["P2", "box head"]
+        return ["box head"] if self.own_box_head is not None else []
+
+    @property
     def convs(self) -> int:
         """How many convolutions the box head has."""
         return box_head_convs(list(self.state)) or self.architecture.box_head_convs

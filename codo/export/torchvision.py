@@ -58,7 +58,8 @@ def usage(path: Path, contents: Contents) -> str:
     if (contents.mean, contents.std) != (tuple(IMAGENET_MEAN), tuple(IMAGENET_STD)):
         given = [f"image_mean={list(contents.mean)}", f"image_std={list(contents.std)}"]
     build = _standard if contents.architecture == ArchitectureSection() else _spelt_out
-    strict, told = ("", "") if whole else (", strict=False", "  # missing: RPN and predictors, which are fresh")
+    fresh = ", ".join([*contents.lacking, "RPN and predictors"])
+    strict, told = ("", "") if whole else (", strict=False", f"  # missing, so fresh: {fresh}")
     return (
         f"{build(contents, mask, classes, given)}\n"
         f"state = torch.load({json.dumps(str(path))}, weights_only=True)\n"

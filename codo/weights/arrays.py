@@ -6,6 +6,7 @@ import math
 import pickle
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,17 +67,13 @@ class _Type:
         return values.astype(kind.newbyteorder("="))  # a copy, writable, in the machine's order
 
 
-class _ArrayType:
-    """Stands in for `numpy.ndarray`, which a pickle names and does not call."""
-
-
 class _Array:
     """Stands in for an array until its state is read."""
 
     value: np.ndarray
 
     def __init__(self, kind: Any, *_: Any) -> None:
-        if kind is not _ArrayType:
+        if kind is not _ARRAY_TYPE:
             raise _Refused("it rebuilds what is no array")
 
     def __setstate__(self, state: Any) -> None:
@@ -112,15 +109,31 @@ def _bytes() -> bytes:
     return b""
 
 
-_ADMITTED: dict[tuple[str, str], Any] = {
-    ("numpy", "dtype"): _Type,
-    ("numpy", "ndarray"): _ArrayType,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _latin1,
-    ("__builtin__", "bytes"): _bytes,
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _buffer for core in ("core", "_core")},
+class _Maker:
+    """What the unpickler is given for a name: it can be called, and a pickle cannot set attributes of it."""
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self.make = make
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.make(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise _Refused("it changes what is no array")
+
+
+_ARRAY_TYPE = _Maker(_Array)
+"""For `numpy.ndarray`, which a pickle names and does not call."""
+
+_ADMITTED = {
+    ("numpy", "dtype"): _Maker(_Type),
+    ("numpy", "ndarray"): _ARRAY_TYPE,
+    ("collections", "OrderedDict"): _Maker(OrderedDict),
+    ("_codecs", "encode"): _Maker(_latin1),
+    ("__builtin__", "bytes"): _Maker(_bytes),
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _Maker(_Array) for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _Maker(_scalar) for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _Maker(_buffer) for core in ("core", "_core")},
 }
 
 

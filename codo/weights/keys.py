@@ -181,21 +181,6 @@ def count(names: Iterable[str], template: str) -> int:
     return len({values["n"] for values in map(form.parse, names) if values is not None})
 
 
-def sort(names: Iterable[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Sort an encoder's names into the groups, and those of none.
-
-    Example:
-        >>> sort(["box_head.5.bias", "projector.0.bias"])
-        ({'backbone': [], 'fpn': [], 'box_head': ['box_head.5.bias']}, ['projector.0.bias'])
-    """
-    groups: dict[str, list[str]] = {group: [] for group in GROUPS}
-    others: list[str] = []
-    for name in names:
-        group = group_of(name)
-        (others if group is None else groups[group]).append(name)
-    return groups, others
-
-
 def group_of(name: str) -> str | None:
     """Say to which group a tensor belongs; None for projectors, RPN, predictors, and P6 and P7 of other detectors."""
     if ".extra_blocks." in name:

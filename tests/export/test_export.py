@@ -369,6 +369,7 @@ def test_a_box_head_of_ones_own_is_left_out(tmp_path: Path) -> None:
     done = export_run(source, "torchvision", tmp_path / "codo.pth")
     assert not done.groups["box_head"]
     assert any("mine:Head" in note for note in done.notes)
+    assert done.usage.endswith("# missing, so fresh: box head, RPN and predictors")
 
 
 @pytest.mark.parametrize("format", ["torchvision", "detectron2", "mmdetection"])

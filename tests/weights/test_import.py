@@ -326,6 +326,10 @@ def test_what_a_pickle_may_not_hold(tmp_path: Path) -> None:
             read_source(str(file))
         assert "\n" not in str(caught.value)
     assert not proof.exists()
+    # numpy.dtype itself, with the state (None, {"array": 1}): a plain unpickler would set its attribute.
+    file.write_bytes(b"cnumpy\ndtype\n(N(S'array'\nI1\ndtb.")
+    with pytest.raises(CodoError, match="it changes what is no array"):
+        read_source(str(file))
     whole = pickle.dumps({"a": np.arange(1000.0)}, 4)
     for broken in (whole[:-500], b"hello", b"", whole.replace(b"M\xe8\x03", b"M\xe9\x03")):  # a thousand and one
         file.write_bytes(broken)
