@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from codo.backbones import Backbone
     from codo.config import PretrainConfig, TransferConfig, load_pretrain_config
     from codo.errors import CodoError, Interrupted
+    from codo.export import Exported, export_run
     from codo.heads import MLPProjector, RoIPool, box_head
     from codo.jobs.pretrain import PretrainResult, pretrain
     from codo.jobs.pretrain import resume as resume_pretrain
@@ -46,6 +47,7 @@ _HOMES = {
     "CropView": "codo.augment:CropView",
     "DenseLoss": "codo.losses:DenseLoss",
     "Embeddings": "codo.losses:Embeddings",
+    "Exported": "codo.export:Exported",
     "ImageLoss": "codo.losses:ImageLoss",
     "InstanceLoss": "codo.losses:InstanceLoss",
     "Interrupted": "codo.errors:Interrupted",
@@ -66,6 +68,7 @@ _HOMES = {
     "ViewSampler": "codo.augment:ViewSampler",
     "box_head": "codo.heads:box_head",
     "build_encoder": "codo.model:build_encoder",
+    "export_run": "codo.export:export_run",
     "info_nce": "codo.losses:info_nce",
     "load_pretrain_config": "codo.config:load_pretrain_config",
     "load_transfer_config": "codo.jobs.transfer:load_transfer_config",
@@ -86,6 +89,7 @@ __all__ = [
     "CropView",
     "DenseLoss",
     "Embeddings",
+    "Exported",
     "ImageLoss",
     "InstanceLoss",
     "Interrupted",
@@ -107,6 +111,7 @@ __all__ = [
     "__version__",
     "box_head",
     "build_encoder",
+    "export_run",
     "info_nce",
     "load_pretrain_config",
     "load_transfer_config",

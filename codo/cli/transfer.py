@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _FLAGS = {
     "detector": "detector",
     "weights": "weights",
+    "load": "load",
     "data": "data.root",
     "train_json": "data.train_json",
     "val_json": "data.val_json",
@@ -35,6 +36,7 @@ _FLAGS = {
 @click.command(name="transfer")
 @click.option("--detector", type=click.Choice(["faster_rcnn"]), help="The detector.  [default: faster_rcnn]")
 @click.option("--weights", metavar="RUN|FILE|none", help="Pretraining run, weights file, or none (the default).")
+@click.option("--load", metavar="PARTS", help="Which of backbone,fpn,box_head to load; the others stay fresh.")
 @click.option("--data", metavar="DIR", help="COCO-format data set; the built-in sample data if left out.")
 @click.option("--train-json", metavar="FILE", help="Training annotations, in place of those in --data.")
 @click.option("--val-json", metavar="FILE", help="Annotations to evaluate on, in place of those in --data.")
@@ -76,6 +78,7 @@ def transfer_command(
     from codo.jobs.transfer import load_transfer_config, transfer
     from codo.jobs.transfer import resume as resume_run
 
+    options["load"] = [part.strip() for part in options["load"].split(",")] if options["load"] else None
     options["schedule"] = SCHEDULES.get(options["schedule"])
     flags = {field: options[name] for name, field in _FLAGS.items()}
     if resume:
@@ -143,10 +146,11 @@ def _print_loaded(loaded: dict[str, Any]) -> None:
         console.print("weights: none, every tensor is fresh")
         return
     title = f"weights: {escape(loaded['weights']['source'])} ({loaded['weights']['kind']})"
-    table = Table("tensors", "matched", "missing", "unexpected", "reshaped", title=title, title_justify="left")
+    kinds = ("matched", "missing", "unexpected", "reshaped", "left_out")
+    table = Table("tensors", *(kind.replace("_", " ") for kind in kinds), title=title, title_justify="left")
     for name, group in loaded["groups"].items():
-        counts = group["counts"]
-        table.add_row(name, *(str(counts[kind]) for kind in ("matched", "missing", "unexpected", "reshaped")))
+        # Runs of before --load resume with a coverage.json that leaves nothing out.
+        table.add_row(name, *(str(group["counts"].get(kind, 0)) for kind in kinds))
     console.print(table)
     if loaded["ignored"]:
         console.print(f"{len(loaded['ignored'])} tensors of the file belong to no group that transfers: left out")

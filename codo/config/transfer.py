@@ -18,6 +18,12 @@ SCHEDULES = {"1x": 90_000, "2x": 180_000}
 """Name of a schedule -> its iterations at batch 16 (detectron2)."""
 
 
+Group = Literal["backbone", "fpn", "box_head"]
+
+GROUPS: tuple[Group, ...] = ("backbone", "fpn", "box_head")
+"""What can be loaded from pretrained weights."""
+
+
 class TransferDataSection(Section):
     """The labelled data set, in COCO format. All unset: the built-in sample data."""
 
@@ -110,6 +116,8 @@ class TransferConfig(Section):
     `(backbone, classes, detection)`, it gives what behaves as torchvision's detectors do."""
     weights: str = Field("none", min_length=1)
     """`none`, a pretraining run's folder, or a weights file."""
+    load: tuple[Group, ...] = Field(GROUPS, min_length=1)
+    """Which parts are loaded from the weights; the others stay fresh."""
     norm: Literal["bn", "sync_bn", "frozen_bn"] = "bn"
     """The batch norms: `bn` trains them, `sync_bn` over all processes' images too (method.md; on one process the same),
     `frozen_bn` keeps the backbone's as loaded and trains those of FPN and box head."""
@@ -142,6 +150,12 @@ class TransferConfig(Section):
             raise ValueError(f"detector: one of {', '.join(DETECTORS)}, or your own as module:Name")
         if self.norm == "frozen_bn" and self.weights == "none":
             raise ValueError("norm: frozen_bn keeps statistics that nothing has learnt; with weights=none use bn")
+        if len(set(self.load)) != len(self.load):
+            raise ValueError("load: names a part twice")
+        if self.weights == "none" and set(self.load) != set(GROUPS):
+            raise ValueError("load: chooses among the parts of weights; with weights=none there are none")
+        if self.norm == "frozen_bn" and "backbone" not in self.load:
+            raise ValueError("norm: frozen_bn keeps statistics that nothing has learnt; load the backbone, or use bn")
         paths = self.data.model_dump(exclude={"root", "fraction"})
         if self.data.root is None and any(paths.values()):
             absent = [f"data.{name}" for name in ("train_json", "val_json", "images") if not paths[name]]

@@ -17,7 +17,8 @@ from codo.errors import CodoError
 from codo.heads import RoIPool, assign_levels, box_head
 from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.detectors import CANONICAL_SIZE, SAMPLING_RATIO, BoxFeatures
-from codo.jobs.transfer.weights import GROUPS, Coverage, Source
+from codo.jobs.transfer.weights import Coverage
+from codo.weights import GROUPS, Source
 
 TOLERANCE = 1e-4
 """Largest difference, relative to the largest feature."""
@@ -75,6 +76,8 @@ def prove(
         CodoError: the features differ by 1e-4 or more of the largest one.
     """
     complete = {name: group.complete for name, group in coverage.groups.items()}
+    if coverage.groups["backbone"].left_out:
+        return Proof("nothing", 0, None, ["the backbone was left out on purpose"])
     if not complete["backbone"]:
         missing = coverage.groups["backbone"].missing + coverage.groups["backbone"].reshaped
         return Proof("nothing", 0, None, [f"{len(missing)} tensors of the backbone are fresh, e.g. {missing[0]}"])

@@ -23,7 +23,7 @@ from codo.jobs.transfer.detectors import build_detector
 from codo.jobs.transfer.evaluate import Predictions, evaluate
 from codo.jobs.transfer.loop import Training
 from codo.jobs.transfer.proof import normalisation, prove
-from codo.jobs.transfer.weights import check_architecture, fresh_coverage, load_into_detector, read_source
+from codo.jobs.transfer.weights import fresh_coverage, load_into_detector
 from codo.model import synchronise_bn
 from codo.runs.checkpoint import load_checkpoint
 from codo.runs.files import write_json, write_text
@@ -32,6 +32,7 @@ from codo.runs.record import RunFolder
 from codo.runs.seed import integer_seed
 from codo.runs.weights_file import save_weights
 from codo.runs.world import World
+from codo.weights import check_architecture, read_source
 
 LENGTHS = ("optim.epochs", "optim.iterations")
 """Fields of which a resumed run may have more."""
@@ -221,9 +222,9 @@ def load_detector(config: TransferConfig, data: Data) -> tuple[Detector, dict[st
         none = {"weights": {"source": "none"}, **fresh_coverage(detector).as_dict(), "proof": None}
         return detector, none
     check_architecture(config.architecture, config.weights)
-    source = read_source(config.weights)
+    source = read_source(config.weights, config.architecture.backbone)
     detector = fresh_detector(config, len(data.labels), *normalisation(source))
-    coverage = load_into_detector(detector, source)
+    coverage = load_into_detector(detector, source, config.load)
     proof = prove(detector, config.architecture, source, coverage, _first_image(config, data))
     return detector, {
         "weights": source.describe(),

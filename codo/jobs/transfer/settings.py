@@ -10,7 +10,7 @@ from codo.config.load import load_config
 from codo.config.presets import TRANSFER_PRESETS
 from codo.config.transfer import TransferConfig
 from codo.errors import CodoError
-from codo.jobs.transfer.weights import check_architecture, read_architecture
+from codo.weights import check_architecture, read_architecture
 
 
 def load_transfer_config(

@@ -44,6 +44,13 @@ def test_a_dry_run_trains_and_writes_nothing(
     assert "backbone: resnet10t" in printed
     assert "largest relative difference" in printed
     assert not out.exists()
+    assert codo("--data", coco_root, "--weights", pretrained, "--load", "backbone, fpn", "--dry-run", *TINY) == 0
+    printed = capsys.readouterr().out
+    assert "left out" in printed
+    assert [
+        word for word in next(line for line in printed.splitlines() if "box_head " in line).split() if word.isdigit()
+    ] == ["0", "0", "0", "0", "7"]
+    assert "encoder's pyramid levels P2-P5" in printed
 
 
 @pytest.mark.parametrize(
@@ -78,6 +85,7 @@ def test_the_length_of_the_schedule(
         (["--epochs", "1", "--schedule", "1x"], "both set the length"),
         (["--resume", "x", "--preset", "1x"], "own config"),
         (["--resume", "absent"], "not a run folder"),
+        (["--load", "backbone"], "weights=none there are none"),
         (["--fraction", "2"], "data.fraction = 2"),
         (["--set", "optim.learning_rate=1"], "no field 'optim.learning_rate'"),
         (["--norm", "frozen_bn"], "weights=none use bn"),

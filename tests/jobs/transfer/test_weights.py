@@ -13,8 +13,9 @@ from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.detectors import build_detector
 from codo.jobs.transfer.proof import normalisation, prove
 from codo.jobs.transfer.settings import load_transfer_config
-from codo.jobs.transfer.weights import fresh_coverage, load_into_detector, read_source
+from codo.jobs.transfer.weights import fresh_coverage, load_into_detector
 from codo.runs.weights_file import read_metadata, read_weights, save_weights
+from codo.weights import read_source
 
 SIZES = DetectionSection(min_size=(64,), max_size=96)
 IMAGE = torch.rand(3, 50, 77, generator=torch.Generator().manual_seed(0))
@@ -220,3 +221,43 @@ def test_a_backbone_that_only_python_knew_is_named(tmp_path):
     save_weights(file, encoder_state(), metadata() | {"custom": '{"backbone": "Body"}'})
     with pytest.raises(CodoError, match="the backbone Body, handed over from Python"):
         load_transfer_config(flags={"weights": str(file)})
+
+
+@pytest.mark.parametrize("load", [("backbone",), ("backbone", "fpn"), ("fpn", "box_head"), ("box_head",)])
+def test_what_is_not_to_be_loaded_stays_fresh_and_is_counted(pretrained: Path, load: tuple[str, ...]) -> None:
+    detector, source = build(), read_source(str(pretrained))
+    fresh = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    coverage = load_into_detector(detector, source, load)
+    for group, name in (
+        ("backbone", "backbone.body.conv1.0.weight"),
+        ("fpn", "backbone.fpn.layer_blocks.2.0.weight"),
+        ("box_head", "roi_heads.box_head.0.0.weight"),
+    ):
+        found = coverage.groups[group]
+        assert torch.equal(detector.state_dict()[name], fresh[name]) == (group not in load)
+        assert bool(found.matched) == found.complete == (group in load)
+        assert bool(found.left_out) == (group not in load)
+        assert not found.missing
+    proof = prove(detector, ARCHITECTURE, source, coverage, IMAGE)
+    compared = {("backbone",): "backbone stages C2-C5", ("backbone", "fpn"): "pyramid levels P2-P5"}
+    assert proof.compared == compared.get(load, "nothing")
+    if "backbone" not in load:
+        assert "left out on purpose" in str(proof)
+
+
+def test_a_part_that_the_file_has_not_cannot_be_loaded_alone(tmp_path: Path) -> None:
+    body = {k: v for k, v in encoder_state().items() if k.startswith("backbone.body.")}
+    with pytest.raises(CodoError, match="has nothing of fpn, box_head that fits the detector"):
+        load_into_detector(build(), read_source(write(tmp_path / "run", body)), ("fpn", "box_head"))
+
+
+def test_which_parts_can_be_asked_for(pretrained: Path) -> None:
+    flags = {"weights": str(pretrained)}
+    assert load_transfer_config(flags=flags, sets=["load=[fpn, backbone]"]).load == ("fpn", "backbone")
+    for value, message in (("[neck]", r"load"), ("[]", "load"), ("[fpn, fpn]", "names a part twice")):
+        with pytest.raises(CodoError, match=message):
+            load_transfer_config(flags=flags, sets=[f"load={value}"])
+    with pytest.raises(CodoError, match="with weights=none there are none"):
+        load_transfer_config(sets=["load=[backbone]"])
+    with pytest.raises(CodoError, match="frozen_bn keeps statistics that nothing has learnt"):
+        load_transfer_config(flags=flags, sets=["load=[fpn]", "norm=frozen_bn"])

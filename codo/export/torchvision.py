@@ -1,0 +1,115 @@
+"""torchvision: the state dict of a detector in the shape of `fasterrcnn_resnet50_fpn_v2`."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from codo.augment.colour import IMAGENET_MEAN, IMAGENET_STD
+from codo.config.sections import ArchitectureSection
+from codo.export.contents import Contents
+from codo.runs.files import atomic_path
+from codo.weights import keys
+
+SUFFIXES = (".pth", ".pt")
+
+_WHOLE = ("faster_rcnn", "mask_rcnn")
+"""Detectors whose other parts torchvision has in the same shape."""
+_VERSION_2 = ("backbone.fpn", "rpn.head", "roi_heads.mask_head")
+"""Modules that rename the tensors of files without a version, as from before torchvision 0.13."""
+
+
+def names(contents: Contents) -> dict[str, str]:
+    """Map the run's names to torchvision's; of a Faster or Mask R-CNN those of RPN and predictors too."""
+    contents.resnet("torchvision")
+    key_map = keys.torchvision()
+    found = {name: theirs for name in contents.state if (theirs := key_map.theirs(name)) is not None}
+    if contents.detector in _WHOLE:
+        found |= {name: name for name in contents.rest if name.startswith(("rpn.", "roi_heads."))}
+    return found
+
+
+def write(path: Path, tensors: dict[str, Tensor], contents: Contents) -> list[str]:
+    """Write the state dict, with the versions of its modules, for `torch.load(weights_only=True)`."""
+    state = OrderedDict(tensors)
+    versions: OrderedDict[str, dict[str, int]] = OrderedDict({"": {"version": 1}})
+    for name in state:
+        module = name.rpartition(".")[0]
+        is_norm = f"{module}.running_mean" in state
+        for parent in _VERSION_2:
+            if name.startswith(f"{parent}."):
+                versions[parent] = {"version": 2}
+        versions[module] = {"version": 2 if is_norm else 1}
+    state._metadata = versions  # type: ignore[attr-defined]
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+    return []
+
+
+def usage(path: Path, contents: Contents) -> str:
+    """Write the code that builds the detector and loads the file."""
+    whole, mask = contents.detector in _WHOLE, contents.detector == "mask_rcnn"
+    classes = contents.classes + 1 if whole and contents.classes is not None else 91
+    given = []
+    if (contents.mean, contents.std) != (tuple(IMAGENET_MEAN), tuple(IMAGENET_STD)):
+        given = [f"image_mean={list(contents.mean)}", f"image_std={list(contents.std)}"]
+    build = _standard if contents.architecture == ArchitectureSection() else _spelt_out
+    fresh = ", ".join([*contents.lacking, "RPN and predictors"])
+    strict, told = ("", "") if whole else (", strict=False", f"  # missing, so fresh: {fresh}")
+    return (
+        f"{build(contents, mask, classes, given)}\n"
+        f"state = torch.load({json.dumps(str(path))}, weights_only=True)\n"
+        f"print(model.load_state_dict(state{strict})){told}"
+    )
+
+
+def _standard(contents: Contents, mask: bool, classes: int, given: list[str]) -> str:
+    name = "maskrcnn_resnet50_fpn_v2" if mask else "fasterrcnn_resnet50_fpn_v2"
+    arguments = ", ".join(["weights=None", "weights_backbone=None", f"num_classes={classes}", *given])
+    return f"""import torch
+from torchvision.models.detection import {name}
+
+model = {name}({arguments})  # num_classes counts the background"""
+
+
+def _spelt_out(contents: Contents, mask: bool, classes: int, given: list[str]) -> str:
+    """Spell out what torchvision has no function for: other ResNets and widths."""
+    a = contents.architecture
+    kind, width = "MaskRCNN" if mask else "FasterRCNN", a.fpn_channels
+    channels = [contents.stage_channels // n for n in (8, 4, 2, 1)]
+    imports = ""
+    arguments = [
+        "backbone",
+        f"rpn_head=RPNHead({width}, 3, conv_depth=2)",
+        "box_head=box_head",
+        f"box_predictor=FastRCNNPredictor({a.box_head_fc}, classes)",
+        *given,
+    ]
+    if mask:
+        imports = "from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor\n"
+        arguments += [
+            f"mask_head=MaskRCNNHeads({width}, [{width}] * 4, 1, norm_layer=nn.BatchNorm2d)",
+            f"mask_predictor=MaskRCNNPredictor({width}, {width}, classes)",
+        ]
+    separator = ",\n    "
+    return f"""import torch
+from torch import nn
+from torchvision.models import {a.backbone}
+from torchvision.models.detection import {kind}
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
+{imports}from torchvision.models.detection.rpn import RPNHead
+
+classes = {classes}  # with the background
+stages = {{"layer1": "0", "layer2": "1", "layer3": "2", "layer4": "3"}}
+channels = {channels}
+backbone = BackboneWithFPN({a.backbone}(), stages, channels, {width}, norm_layer=nn.BatchNorm2d)
+convs = [{a.box_head_channels}] * {a.box_head_convs}
+box_head = FastRCNNConvFCHead(({width}, 7, 7), convs, [{a.box_head_fc}], norm_layer=nn.BatchNorm2d)
+model = {kind}(
+    {separator.join(arguments)},
+)"""
