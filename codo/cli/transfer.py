@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from codo.config import TRANSFER_PRESETS
-from codo.config.transfer import SCHEDULES
+from codo.config.transfer import DETECTORS, SCHEDULES
 
 if TYPE_CHECKING:
     from codo.jobs.transfer.run import Start, TransferResult
@@ -34,7 +34,11 @@ _FLAGS = {
 
 
 @click.command(name="transfer")
-@click.option("--detector", type=click.Choice(["faster_rcnn"]), help="The detector.  [default: faster_rcnn]")
+@click.option(
+    "--detector",
+    metavar="NAME",
+    help=f"{', '.join(DETECTORS)}, or your own, module:Name or file.py:Name.  [default: faster_rcnn]",
+)
 @click.option("--weights", metavar="RUN|FILE|none", help="Pretraining run, weights file, or none (the default).")
 @click.option("--load", metavar="PARTS", help="Which of backbone,fpn,box_head to load; the others stay fresh.")
 @click.option("--data", metavar="DIR", help="COCO-format data set; the built-in sample data if left out.")
@@ -158,9 +162,6 @@ def _print_loaded(loaded: dict[str, Any]) -> None:
 
 
 def _print_result(result: TransferResult) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
     from codo.runs.console import console, duration, warn
 
     summary = result.summary
@@ -170,16 +171,35 @@ def _print_result(result: TransferResult) -> None:
         warn(f"{len(unreadable['val'])} images to evaluate on cannot be read and were left out, e.g. {example}")
     if unreadable["train"]:
         warn(f"{unreadable['train']} training images cannot be read; others took their place")
-    metrics = summary["metrics"]
-    table = Table(*metrics, title=f"COCO box metrics on {escape(summary['data']['name'])} val", title_justify="left")
-    table.add_row(*map(_number, metrics.values()))
-    console.print(table)
-    classes = Table("class", "AP", title="AP per class", title_justify="left")
-    for entry in summary["per_class"]:
-        classes.add_row(escape(entry["name"]), _number(entry["AP"]))
-    console.print(classes)
+    print_metrics(summary, f"{summary['data']['name']} val")
     console.print(f"{summary['steps']} steps, training took {duration(summary['train_seconds'])}")
     console.print(f"written to {result.path}", markup=False)
+
+
+def print_metrics(found: dict[str, Any], where: str) -> None:
+    """Print the twelve numbers of boxes, and of masks, what the errors cost, and AP per class."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from codo.runs.console import console
+
+    sides = {"box": ("metrics", "errors"), "mask": ("mask_metrics", "mask_errors")}
+    for side, (metrics, _) in sides.items():
+        if metrics in found:
+            table = Table(*found[metrics], title=f"COCO {side} metrics on {escape(where)}", title_justify="left")
+            table.add_row(*map(_number, found[metrics].values()))
+            console.print(table)
+    costs = {side: found[errors] for side, (_, errors) in sides.items() if found.get(errors)}
+    if costs:
+        table = Table("", *costs["box"], title="AP50 that mending each kind of error would add", title_justify="left")
+        for side, errors in costs.items():
+            table.add_row(side, *map(_number, errors.values()))
+        console.print(table)
+    columns = {"AP": "AP", "mask_AP": "mask AP"} if "mask_metrics" in found else {"AP": "AP"}
+    classes = Table("class", *columns.values(), title="AP per class", title_justify="left")
+    for entry in found["per_class"]:
+        classes.add_row(escape(entry["name"]), *(_number(entry[column]) for column in columns))
+    console.print(classes)
 
 
 def _number(value: float | None) -> str:

@@ -113,7 +113,8 @@ class TransferConfig(Section):
     seed: int = Field(0, ge=0)
     detector: str = "faster_rcnn"
     """`faster_rcnn`, `mask_rcnn`, `retinanet`, `fcos`, or a user's own by dotted path: called with
-    `(backbone, classes, detection)`, it gives what behaves as torchvision's detectors do."""
+    `(backbone, classes, detection)`, it gives what behaves as torchvision's detectors do. Where it has
+    `kinds = ("bbox", "segm")`, it is given masks too."""
     weights: str = Field("none", min_length=1)
     """`none`, a pretraining run's folder, or a weights file."""
     load: tuple[Group, ...] = Field(GROUPS, min_length=1)
@@ -138,11 +139,6 @@ class TransferConfig(Section):
         }:
             return {**tree, "optim": {**optim, "iterations": SCHEDULES["1x"]}}
         return tree
-
-    @property
-    def masks(self) -> bool:
-        """Whether the detector learns masks."""
-        return self.detector == "mask_rcnn"
 
     @model_validator(mode="after")
     def _consistent(self) -> TransferConfig:

@@ -10,9 +10,10 @@ from typing import Any
 
 from codo.config.transfer import TransferConfig
 from codo.data.coco import CocoDataset, data_fingerprint, find_splits, load_coco
-from codo.data.masks import has_mask, to_rle
+from codo.data.masks import check_mask, has_mask
 from codo.data.sample import sample_data
 from codo.errors import CodoError
+from codo.jobs.transfer.detectors import kinds_of
 from codo.runs.console import counter
 from codo.runs.seed import generator
 
@@ -29,6 +30,7 @@ class Data:
         train: the images trained on, `fraction` taken.
         val: the images evaluated on.
         labels: category id -> label 1..K.
+        masks: whether the detector learns masks; then they are there, and were checked.
         facts: counts and what was skipped, for the records.
         fingerprint: of both splits.
     """
@@ -37,6 +39,7 @@ class Data:
     train: CocoDataset
     val: CocoDataset
     labels: dict[int, int]
+    masks: bool
     facts: dict[str, Any]
     fingerprint: str
 
@@ -51,16 +54,17 @@ def load_data(config: TransferConfig) -> Data:
     whole = load_coco(paths.train_json, paths.train_images)
     val = load_coco(paths.val_json, paths.val_images)
     labels = label_map(whole, val)
-    if config.masks:
+    masks = "segm" in kinds_of(config.detector)
+    if masks:
         for coco, path in ((whole, paths.train_json), (val, paths.val_json)):
             missing = check_masks(coco, path)
             if missing:
                 coco.skipped[NO_MASK] = missing
     train = take_fraction(whole, config.data.fraction, config.seed)
-    boxes = [len(training_annotations(train, image.id, config.masks)) for image in train.images]
+    boxes = [len(training_annotations(train, image.id, masks)) for image in train.images]
     if not sum(boxes):
         raise CodoError(f"data: the {len(boxes)} training images of {paths.train_json} have no boxes")
-    fingerprint = fingerprint_of(train, val)
+    fingerprint = fingerprint_of(train, val, masks=masks)
     facts = {
         "name": paths.name,
         "train_images": len(train.images),
@@ -72,7 +76,7 @@ def load_data(config: TransferConfig) -> Data:
         "skipped": {"train": whole.skipped, "val": val.skipped},
         "fingerprint": fingerprint,
     }
-    return Data(paths.name, train, val, labels, facts, fingerprint)
+    return Data(paths.name, train, val, labels, masks, facts, fingerprint)
 
 
 def training_annotations(coco: CocoDataset, image_id: int, masks: bool = False) -> list[dict]:
@@ -97,14 +101,12 @@ def check_masks(coco: CocoDataset, path: Path) -> int:
                 missing += not annotation["iscrowd"]
                 continue
             found += 1
-            if isinstance(annotation["segmentation"], list):  # polygons are checked when they are drawn
-                continue
             try:
-                to_rle(annotation["segmentation"], image.width, image.height)
-            except (CodoError, TypeError, ValueError) as error:
+                check_mask(annotation["segmentation"], image.width, image.height)
+            except CodoError as error:
                 raise CodoError(f"{path}: annotation {annotation.get('id')}: {error}") from None
     if not found:
-        raise CodoError(f"{path} has no masks; mask_rcnn needs them: use a box detector (--detector faster_rcnn)")
+        raise CodoError(f"{path} has no masks, which the detector learns; use one of boxes (--detector faster_rcnn)")
     return missing
 
 
@@ -139,8 +141,8 @@ def take_fraction(coco: CocoDataset, fraction: float, seed: int) -> CocoDataset:
     return replace(coco, images=kept, annotations={image.id: coco.annotations[image.id] for image in kept})
 
 
-def fingerprint_of(*splits: CocoDataset) -> str:
-    """Fingerprint what is trained and evaluated on: 16 hex digits over images, boxes and categories.
+def fingerprint_of(*splits: CocoDataset, masks: bool = False) -> str:
+    """Fingerprint what is trained and evaluated on: 16 hex digits over images, boxes, categories, and `masks`.
 
     File names and sizes stand for the pixels; folders are left out, so that a copy elsewhere keeps its fingerprint.
     """
@@ -150,6 +152,9 @@ def fingerprint_of(*splits: CocoDataset) -> str:
         for image in coco.images:
             boxes = [(a["category_id"], a["bbox"], a["iscrowd"]) for a in coco.annotations[image.id]]
             digest.update(json.dumps([image.id, image.file_name, boxes]).encode())
+            if masks:
+                own = [a.get("segmentation") for a in coco.annotations[image.id]]
+                digest.update(json.dumps(own).encode())
         digest.update(data_fingerprint([image.path for image in coco.images]).encode())
     return digest.hexdigest()[:16]
 

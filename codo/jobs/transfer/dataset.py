@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ class DetectionDataset(Dataset[Sample]):
         self._boxes = np.array([a["bbox"] for a in flat], np.float32).reshape(-1, 4)
         self._boxes[:, 2:] += self._boxes[:, :2]
         self._labels = np.array([labels[a["category_id"]] for a in flat], np.int64)
-        self._segmentations = [a["segmentation"] for a in flat] if masks else None
+        self._masks = _Packed([[a["segmentation"] for a in image] for image in targets]) if masks else None
 
     def __len__(self) -> int:
         return len(self.coco_images)
@@ -112,16 +113,28 @@ class DetectionDataset(Dataset[Sample]):
             pixels = pixels[:, ::-1]
             boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
         planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        masks = self._masks(rows, source, (width, height), flip) if self._segmentations is not None else None
+        masks = _draw(self._masks[index], source, (width, height), flip) if self._masks else None
         labels = torch.from_numpy(self._labels[rows])
         return Sample(planes, torch.from_numpy(boxes), labels, index, unreadable, masks)
 
-    def _masks(self, rows: slice, source: CocoImage, scaled: tuple[int, int], flip: bool) -> Tensor:
-        """Draw the masks of an image: `(N, H, W)`."""
-        assert self._segmentations is not None
-        drawn = [draw_mask(s, (source.width, source.height), scaled) for s in self._segmentations[rows]]
-        masks = np.stack(drawn) if drawn else np.zeros((0, scaled[1], scaled[0]), np.uint8)
-        return torch.from_numpy(np.ascontiguousarray(masks[:, :, ::-1] if flip else masks))
+
+class _Packed:
+    """Lists of segmentations, as one array of bytes: see `DetectionDataset`."""
+
+    def __init__(self, lists: list[list[Any]]) -> None:
+        packed = [json.dumps(entry).encode() for entry in lists]
+        self._ends = np.cumsum([0, *map(len, packed)])
+        self._bytes = np.frombuffer(b"".join(packed), np.uint8)
+
+    def __getitem__(self, index: int) -> list[Any]:
+        return json.loads(self._bytes[self._ends[index] : self._ends[index + 1]].tobytes())
+
+
+def _draw(segmentations: list[Any], source: CocoImage, scaled: tuple[int, int], flip: bool) -> Tensor:
+    """Draw the masks of an image: `(N, H, W)`."""
+    drawn = [draw_mask(s, (source.width, source.height), scaled) for s in segmentations]
+    masks = np.stack(drawn) if drawn else np.zeros((0, scaled[1], scaled[0]), np.uint8)
+    return torch.from_numpy(np.ascontiguousarray(masks[:, :, ::-1] if flip else masks))
 
 
 def read_image(image: CocoImage, short_side: int, long_side: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from torchvision.ops.poolers import initLevelMapper
 
 from codo.augment.colour import IMAGENET_MEAN, IMAGENET_STD
 from codo.backbones import LEVELS, STRIDES, Backbone
-from codo.config.transfer import TransferConfig
+from codo.config.transfer import DETECTORS, TransferConfig
 from codo.errors import CodoError
 from codo.heads import box_head
 from codo.heads.box import POOLED_SIZE
@@ -67,6 +67,17 @@ class MaskRCNNDetector(BoxFeatures, Detector, MaskRCNN):
     """torchvision's Mask R-CNN; the state dict has the names of `maskrcnn_resnet50_fpn_v2`."""
 
     kinds: ClassVar[tuple[str, ...]] = ("bbox", "segm")
+
+
+def kinds_of(detector: str) -> tuple[str, ...]:
+    """Tell what a detector finds, by its name or dotted path: `bbox`, and `segm` where it learns masks.
+
+    Raises:
+        CodoError: the dotted path cannot be imported.
+    """
+    if detector in DETECTORS:
+        return MaskRCNNDetector.kinds if detector == "mask_rcnn" else Detector.kinds
+    return tuple(getattr(find(detector), "kinds", Detector.kinds))
 
 
 def build_detector(

@@ -1,9 +1,9 @@
-"""Detections of a data set."""
+"""Detections of a data set, and what they are worth."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader
 
+from codo.data.coco import CocoDataset
 from codo.jobs.transfer.base import Detector
+from codo.jobs.transfer.coco_metrics import CocoMetrics, Kind, coco_metrics
 from codo.jobs.transfer.dataset import DetectionDataset, Sample
 from codo.runs.hardware import Hardware
 from codo.runs.interrupt import ignore_stop_signals
@@ -34,6 +36,51 @@ class Predictions:
     results: list[dict[str, Any]] = field(default_factory=list)
     unreadable: dict[int, str] = field(default_factory=dict)
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Detections and their metrics.
+
+    Attributes:
+        predictions: the detections.
+        metrics: of boxes, `bbox`, and of masks, `segm`, where the detector finds them.
+    """
+
+    predictions: Predictions
+    metrics: dict[Kind, CocoMetrics]
+
+    @property
+    def values(self) -> dict[str, float | None]:
+        """The twelve numbers of boxes, and `mask_AP` where there are masks: a point of the AP curve."""
+        more = {"mask_AP": self.metrics["segm"].values["AP"]} if "segm" in self.metrics else {}
+        return {**self.metrics["bbox"].values, **more}
+
+    def summary(self, names: Mapping[int, str]) -> dict[str, Any]:
+        """Say it for summary.json; `names` are the categories'."""
+        boxes, masks = self.metrics["bbox"], self.metrics.get("segm")
+        found: dict[str, Any] = {"metrics": boxes.values, "errors": boxes.errors}
+        if masks:
+            found |= {"mask_metrics": masks.values, "mask_errors": masks.errors}
+        found["per_class"] = [
+            {
+                "category_id": category,
+                "name": names[category],
+                "AP": ap,
+                **({"mask_AP": masks.per_class[category]} if masks else {}),
+            }
+            for category, ap in boxes.per_class.items()
+        ]
+        return found
+
+
+def assess(predictions: Predictions, truth: CocoDataset, masks: bool) -> Evaluation:
+    """Compute the metrics of detections; images that cannot be read are left out."""
+    kinds: tuple[Kind, ...] = ("bbox", "segm") if masks else ("bbox",)
+    return Evaluation(
+        predictions,
+        {kind: coco_metrics(truth, predictions.results, predictions.unreadable, kind) for kind in kinds},
+    )
 
 
 @torch.inference_mode()

@@ -16,9 +16,8 @@ from torch.utils.data import DataLoader
 from codo.config.transfer import TransferConfig, TransferOptimSection
 from codo.errors import CodoError, Interrupted
 from codo.jobs.transfer.base import Detector
-from codo.jobs.transfer.coco_metrics import CocoMetrics
 from codo.jobs.transfer.dataset import DetectionDataset, Sample, batches, steps_per_epoch
-from codo.jobs.transfer.evaluate import loader_options, to_input
+from codo.jobs.transfer.evaluate import Evaluation, loader_options, to_input
 from codo.runs.checkpoint import save_checkpoint
 from codo.runs.console import PLAIN_SECONDS, JobProgress
 from codo.runs.hardware import Hardware
@@ -32,7 +31,7 @@ REFERENCE_BATCH = 16
 WARMUP_START = 1e-3
 """Share of lr at which the warm-up begins (detectron2)."""
 
-Evaluate = Callable[[Callable[[int, int], None]], CocoMetrics]
+Evaluate = Callable[[Callable[[int, int], None]], Evaluation]
 
 
 class Training:
@@ -50,7 +49,7 @@ class Training:
     Attributes:
         step: steps done.
         total: steps of the schedule.
-        curve: one record (`step`, `epoch`, the twelve metrics) an evaluation.
+        curve: one record (`step`, `epoch`, the twelve metrics, `mask_AP` of masks) an evaluation.
         seconds: time spent on training steps, evaluations left out.
         unreadable: what was wrong with the training images that were replaced.
     """

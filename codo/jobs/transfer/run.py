@@ -16,11 +16,10 @@ from codo.config.transfer import TransferConfig
 from codo.data.images import ImageError
 from codo.errors import CodoError
 from codo.jobs.transfer.base import Detector
-from codo.jobs.transfer.coco_metrics import CocoMetrics, coco_metrics
 from codo.jobs.transfer.data import Data, load_data
 from codo.jobs.transfer.dataset import DetectionDataset, read_image
 from codo.jobs.transfer.detectors import build_detector
-from codo.jobs.transfer.evaluate import Predictions, evaluate
+from codo.jobs.transfer.evaluate import Evaluation, assess, evaluate
 from codo.jobs.transfer.loop import Training
 from codo.jobs.transfer.proof import normalisation, prove
 from codo.jobs.transfer.weights import fresh_coverage, load_into_detector
@@ -63,7 +62,8 @@ class TransferResult:
 
     Attributes:
         path: the run folder.
-        summary: what summary.json says: `metrics` (the twelve COCO numbers, 0-100), `per_class`, `curve`, ...
+        summary: what summary.json says: `metrics` (the twelve COCO numbers of boxes, 0-100), `mask_metrics`
+            where the detector finds masks, `errors` (TIDE), `per_class`, `curve`, ...
 
     Example:
         >>> TransferResult(Path("runs/t"), {"metrics": {"AP": 31.4}}).summary["metrics"]["AP"]
@@ -189,14 +189,20 @@ def _execute(
     sides = config.detection.min_size[-1], config.detection.max_size
     val_set = DetectionDataset(data.val, data.labels, *sides, train=False)
     train_set = DetectionDataset(
-        data.train, data.labels, *sides, train=True, flip_p=config.optim.flip_p, seed=config.seed
+        data.train,
+        data.labels,
+        *sides,
+        train=True,
+        flip_p=config.optim.flip_p,
+        seed=config.seed,
+        masks=data.masks,
     )
-    latest: list[tuple[Predictions, CocoMetrics]] = []
+    latest: list[Evaluation] = []
 
-    def evaluate_now(on_image: Callable[[int, int], None] | None = None) -> CocoMetrics:
+    def evaluate_now(on_image: Callable[[int, int], None] | None = None) -> Evaluation:
         found = evaluate(detector, val_set, list(data.labels), hardware, on_image, world)
-        latest[:] = [(found, coco_metrics(data.val, found.results, found.unreadable))]
-        return latest[0][1]
+        latest[:] = [assess(found, data.val, data.masks)]
+        return latest[0]
 
     training = Training(config, detector.train(), train_set, evaluate_now, hardware, folder, world)
     if state is not None:
@@ -258,14 +264,13 @@ def _finish(
     data: Data,
     detector: Detector,
     training: Training,
-    latest: tuple[Predictions, CocoMetrics],
+    latest: Evaluation,
     loaded: dict[str, Any],
     name: str,
     world: World,
 ) -> TransferResult:
     """Write the detector, its predictions and the summary."""
-    predictions, metrics = latest
-    names = data.train.categories
+    predictions, names = latest.predictions, data.train.categories
     metadata = {
         "codo_version": __version__,
         "fingerprint": name,
@@ -287,10 +292,7 @@ def _finish(
         "evaluated_on": "val",
         "seed": config.seed,
         "weights": loaded["weights"],
-        "metrics": metrics.values,
-        "per_class": [
-            {"category_id": category, "name": names[category], "AP": ap} for category, ap in metrics.per_class.items()
-        ],
+        **latest.summary(names),
         "curve": training.curve,
         "steps": training.step,
         "train_seconds": round(training.seconds, 2),

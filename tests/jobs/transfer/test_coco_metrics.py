@@ -9,7 +9,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from codo.data.coco import CocoDataset, CocoImage, load_coco
-from codo.jobs.transfer.evaluate import METRIC_NAMES, coco_metrics
+from codo.jobs.transfer.coco_metrics import METRIC_NAMES, coco_metrics
 
 SIDE = 200
 
