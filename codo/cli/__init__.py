@@ -14,7 +14,9 @@ from codo._version import __version__
 COMMANDS = {
     "demo": ("codo.cli.demo:demo_command", "Everything once, on the built-in sample data."),
     "diff": ("codo.cli.presets:diff_command", "Show in what two presets, configs or runs differ."),
+    "evaluate": ("codo.cli.evaluate:evaluate_command", "Compute the COCO metrics of a finished transfer run."),
     "export": ("codo.cli.export:export_command", "Write a run's weights as other libraries read them."),
+    "predict": ("codo.cli.evaluate:predict_command", "Find objects in pictures with a finished transfer run."),
     "presets": ("codo.cli.presets:presets_command", "List the presets, or print one with its sources."),
     "pretrain": ("codo.cli.pretrain:pretrain_command", "Pretrain backbone, FPN and box head without labels."),
     "preview": ("codo.cli.preview:preview_command", "Draw what pretraining will see: a contact sheet of samples."),

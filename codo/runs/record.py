@@ -167,7 +167,7 @@ def environment(fingerprint: str, data: dict[str, Any], hardware: Hardware) -> d
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "hardware": hardware.describe(),
         "data": data,
@@ -191,7 +191,8 @@ def git_state() -> dict[str, Any] | None:
     return {"commit": commit.strip() or None, "dirty": bool(status.strip())}
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -39,12 +39,12 @@ def test_help_answers_at_once():
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert done.returncode == 0
-    for command in ("pretrain", "preview", "transfer", "sample-data", "demo"):
+    for command in ("pretrain", "preview", "transfer", "evaluate", "predict", "sample-data", "demo"):
         assert command in done.stdout
     assert min(times) < 0.4, times
 
 
-@pytest.mark.parametrize("command", ["pretrain", "preview", "transfer", "sample-data", "demo"])
+@pytest.mark.parametrize("command", ["pretrain", "preview", "transfer", "evaluate", "predict", "sample-data", "demo"])
 def test_no_command_imports_torch_before_it_runs(command):
     code = f"import sys; from codo.cli import cli\ntry: cli(['{command}', '--help'])\nexcept SystemExit: pass\n"
     done = subprocess.run(

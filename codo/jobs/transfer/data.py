@@ -159,6 +159,19 @@ def fingerprint_of(*splits: CocoDataset, masks: bool = False) -> str:
     return digest.hexdigest()[:16]
 
 
+def val_paths(config: TransferConfig) -> tuple[str, Path, Path]:
+    """Find what a run is evaluated on: the data set's name, the annotations, the folder of the images.
+
+    Raises:
+        CodoError: there is no data set.
+    """
+    data = config.data
+    if data.val_json and data.val_images:
+        return Path(data.val_json).resolve().parent.name, Path(data.val_json), Path(data.val_images)
+    paths = _paths(config)
+    return paths.name, paths.val_json, paths.val_images
+
+
 @dataclass(frozen=True)
 class _Paths:
     """The two files and two folders, and what to call the set."""

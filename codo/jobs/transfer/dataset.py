@@ -156,9 +156,22 @@ def read_image(image: CocoImage, short_side: int, long_side: int) -> np.ndarray:
         raise ImageError(
             f"{image.path}: the picture is {width} x {height}, its JSON entry says {image.width} x {image.height}"
         )
-    if scale >= 1:
-        return pixels
-    return resize(pixels, max(1, round(scale * image.width)), max(1, round(scale * image.height)))
+    return fit(pixels, short_side, long_side, (image.width, image.height))
+
+
+def fit(pixels: np.ndarray, short_side: int, long_side: int, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Shrink an image `(H, W, 3) uint8` to fit two sides in pixels, if it is larger.
+
+    Args:
+        pixels: the image.
+        short_side: bound of its short side.
+        long_side: bound of its long side.
+        size: `(width, height)` of the whole image, where `pixels` was decoded at less.
+    """
+    width, height = size or (pixels.shape[1], pixels.shape[0])
+    short, long = sorted((width, height))
+    scale = min(short_side / short, long_side / long)
+    return pixels if scale >= 1 else resize(pixels, max(1, round(scale * width)), max(1, round(scale * height)))
 
 
 def batches(

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader
 
-from codo.data.coco import CocoDataset
+from codo.data.coco import CocoDataset, CocoImage
 from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.coco_metrics import CocoMetrics, Kind, coco_metrics
-from codo.jobs.transfer.dataset import DetectionDataset, Sample
+from codo.jobs.transfer.dataset import DetectionDataset
 from codo.runs.hardware import Hardware
 from codo.runs.interrupt import ignore_stop_signals
 from codo.runs.world import World
@@ -114,13 +114,7 @@ def evaluate(
             if sample.image.numel() == 0:
                 found.append((row, [], sample.unreadable[0]))
             else:
-                with hardware.autocast():
-                    detections = detector([to_input(sample, hardware.device)])[0]
-                ratio = (source.width / sample.image.shape[2], source.height / sample.image.shape[1])
-                entries = _results(detections, source.id, categories, ratio)
-                if "masks" in detections:
-                    _add_masks(entries, detections["masks"], source.width, source.height)
-                found.append((row, entries, None))
+                found.append((row, detect(detector, sample.image, source, categories, hardware), None))
             if on_image:
                 on_image(done * world.size, len(dataset))
     finally:
@@ -133,9 +127,38 @@ def evaluate(
     )
 
 
-def to_input(sample: Sample, device: torch.device) -> torch.Tensor:
-    """Move an image to the device, as floats in 0..1."""
-    return sample.image.to(device, non_blocking=True).float() / 255
+@torch.inference_mode()
+def detect(
+    detector: Detector,
+    image: torch.Tensor,
+    source: CocoImage,
+    categories: Sequence[int],
+    hardware: Hardware,
+) -> list[dict[str, Any]]:
+    """Run the detector on one image.
+
+    Args:
+        detector: in evaluation mode.
+        image: `(3, H, W) uint8`, at the size that the detector takes.
+        source: the image in full; boxes and masks come at its size.
+        categories: category ids by label - 1.
+        hardware: where, and how precisely.
+
+    Returns:
+        Results in COCO's format, see `Predictions`.
+    """
+    with hardware.autocast():
+        detections = detector([to_input(image, hardware.device)])[0]
+    ratio = (source.width / image.shape[2], source.height / image.shape[1])
+    entries = _results(detections, source.id, categories, ratio)
+    if "masks" in detections:
+        _add_masks(entries, detections["masks"], source.width, source.height)
+    return entries
+
+
+def to_input(image: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Move an image `(3, H, W) uint8` to the device, as floats in 0..1."""
+    return image.to(device, non_blocking=True).float() / 255
 
 
 def loader_options(hardware: Hardware) -> dict[str, Any]:

@@ -183,7 +183,7 @@ class Training:
         """Compute the loss terms of a batch. torchvision samples anchors, boxes and image sizes from the global
         generator; it is seeded here, and put back, so that a step is a function of seed and step alone."""
         device = self.hardware.device
-        images = [to_input(sample, device) for sample in batch]
+        images = [to_input(sample.image, device) for sample in batch]
         targets = [
             {
                 "boxes": sample.boxes.to(device, non_blocking=True),

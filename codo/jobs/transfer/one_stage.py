@@ -77,7 +77,9 @@ def fcos_parts(channels: int, classes: int) -> tuple[AnchorGenerator, nn.Module]
 
 
 def _group_norm(channels: int) -> partial[nn.GroupNorm]:
-    return partial(nn.GroupNorm, math.gcd(HEAD_GROUPS, channels))
+    groups = math.gcd(HEAD_GROUPS, channels)
+    # A group of one channel would have one value on a map of 1 x 1, the P7 of a small image: torch refuses that.
+    return partial(nn.GroupNorm, groups // 2 if groups == channels > 1 else groups)
 
 
 # Under bf16 autocast torchvision would decode boxes in bf16; so the heads hand on float32.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 from transfer_parts import ARCHITECTURE, encoder_state, metadata
 
 from codo.config.transfer import TransferConfig
+from codo.data.masks import to_rle
 from codo.runs.weights_file import save_weights
 
 CATEGORIES = [{"id": 90, "name": "dark square"}, {"id": 7, "name": "[light] square"}]
@@ -86,3 +90,29 @@ def pretrained(tmp_path: Path) -> Path:
     save_weights(tmp_path / "pretrained" / "weights.safetensors", encoder_state(), metadata())
     (tmp_path / "pretrained" / "config.yaml").write_text("{}")
     return tmp_path / "pretrained"
+
+
+@pytest.fixture
+def masked_root(coco_root: Path, tmp_path: Path) -> Path:
+    """A copy of `coco_root` with masks: polygons, compressed and uncompressed RLE in turns; one square has none."""
+    root = tmp_path / "masked"
+    shutil.copytree(coco_root, root)
+    for split in COUNTS:
+        file = root / f"instances_{split}.json"
+        content = json.loads(file.read_text())
+        sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+        for n, annotation in enumerate(content["annotations"]):
+            x, y, w, h = annotation["bbox"]
+            polygons = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+            rle = to_rle(polygons, *sizes[annotation["image_id"]])
+            column = coco_mask.decode(rle).ravel(order="F").tolist()
+            lengths = [len(list(run)) for _, run in itertools.groupby(column)]
+            encodings: list[Any] = [
+                polygons,
+                {"size": rle["size"], "counts": rle["counts"].decode()},
+                {"size": rle["size"], "counts": [0] * column[0] + lengths},
+            ]
+            if (split, n) != ("train", 4):
+                annotation["segmentation"] = encodings[n % 3]
+        file.write_text(json.dumps(content))
+    return root

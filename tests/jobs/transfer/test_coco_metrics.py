@@ -9,6 +9,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from codo.data.coco import CocoDataset, CocoImage, load_coco
+from codo.data.masks import to_rle
 from codo.jobs.transfer.coco_metrics import METRIC_NAMES, coco_metrics
 
 SIDE = 200
@@ -114,6 +115,52 @@ def test_equals_pycocotools_own_route_through_files(tmp_path: Path, capsys: pyte
     assert 20 < ours.values["AP"] < 90  # type: ignore[operator]
     mean = sum(v for v in ours.per_class.values() if v is not None) / 2
     assert mean == pytest.approx(ours.values["AP"], abs=1e-3)
+
+
+LARGE, FAR = (80, 80, 100, 100), (5, 120, 60, 60)
+
+
+@pytest.mark.parametrize(
+    ("name", "results"),
+    [
+        ("classification", [box(1, 3, *LARGE, score=0.9)]),
+        ("localisation", [box(1, 11, 140, 80, 60, 100, score=0.9)]),
+        ("both", [box(3, 11, 140, 80, 60, 100, score=0.9), box(2, 11, 5, 5, 40, 40, score=0.8)]),
+        ("background", [box(1, 11, *FAR, score=0.9), box(1, 11, *LARGE, score=0.5)]),
+        (
+            "duplicate",
+            [*found([box(1, 11, *LARGE)] * 2), box(2, 11, 5, 5, 40, 40, score=0.1)],
+        ),
+        ("missed", [box(2, 11, 5, 5, 40, 40, score=0.9)]),
+    ],
+)
+def test_the_breakdown_names_the_error(name: str, results: list[dict[str, Any]]) -> None:
+    """One kind of error in each, and perhaps objects not found: mending it would add AP50."""
+    coco = dataset([box(1, 11, *LARGE), box(2, 11, 5, 5, 40, 40), box(3, 3, *LARGE)], images=3)
+    errors = coco_metrics(coco, results).errors
+    assert list(errors) == ["classification", "localisation", "both", "duplicate", "background", "missed"]
+    assert errors[name] > 5
+    others = {"classification", "localisation", "both", "duplicate", "background"} - {name}
+    assert all(errors[other] == 0 for other in others)
+    assert coco_metrics(coco, results, breakdown=False).errors == {}
+
+
+def test_mask_metrics_look_at_masks() -> None:
+    """The box is right and the mask covers a quarter of it: the box metrics see no mistake."""
+    whole = [[80, 80, 180, 80, 180, 180, 80, 180]]
+    quarter = [[80, 80, 130, 80, 130, 130, 80, 130]]
+    coco = dataset([box(1, 11, *LARGE, segmentation=whole), box(2, 11, 5, 5, 40, 40)])
+    found = [box(1, 11, *LARGE, score=0.9, segmentation=text_of(quarter)), box(2, 11, 5, 5, 40, 40, score=0.8)]
+    assert coco_metrics(coco, found).values["AP"] == 100
+    masks = coco_metrics(coco, found[:1], kind="segm")  # the object without a mask is left out
+    assert masks.values["AP"] == 0
+    found[0]["segmentation"] = text_of(whole)
+    assert coco_metrics(coco, found[:1], kind="segm").values["AP"] == 100
+
+
+def text_of(polygons: list[list[int]]) -> dict[str, Any]:
+    rle = to_rle(polygons, SIDE, SIDE)
+    return {"size": rle["size"], "counts": rle["counts"].decode()}
 
 
 @pytest.mark.parametrize("name", ["bccd_320", "cards", "coco_mini", "tiny_coco"])

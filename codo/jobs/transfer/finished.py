@@ -1,0 +1,79 @@
+"""A finished transfer run, opened to be used: its detector, its categories, its settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from codo.config.load import load_config
+from codo.config.sections import ArchitectureSection
+from codo.config.transfer import TransferConfig
+from codo.errors import CodoError
+from codo.jobs.transfer.base import Detector
+from codo.jobs.transfer.detectors import build_detector, kinds_of
+from codo.runs.hardware import Hardware
+from codo.runs.record import RunFolder
+from codo.runs.weights_file import read_weights
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A trained detector and what it is.
+
+    Attributes:
+        path: the run folder.
+        config: of the run, with the changes asked for.
+        detector: trained, on the hardware's device, in evaluation mode.
+        categories: category id -> name, in the order of the labels 1..K.
+        hardware: what it runs on.
+    """
+
+    path: Path
+    config: TransferConfig
+    detector: Detector
+    categories: dict[int, str]
+    hardware: Hardware
+
+    @property
+    def masks(self) -> bool:
+        """Whether it finds masks."""
+        return "segm" in kinds_of(self.config.detector)
+
+
+def open_run(path: Path, changes: Mapping[str, Any] | None = None) -> FinishedRun:
+    """Open a finished run.
+
+    Args:
+        path: the run folder.
+        changes: dotted field -> value; of `run` and `detection`, None values are skipped.
+
+    Raises:
+        CodoError: no run there, not finished, a pretraining run, or its files do not fit each other.
+    """
+    RunFolder.open(path)
+    file = path / "weights.safetensors"
+    if not file.is_file():
+        raise CodoError(f"{path} has no weights.safetensors: not finished; go on with: codo transfer --resume {path}")
+    state, metadata = read_weights(file)
+    if "detector" not in metadata:
+        raise CodoError(f"{path} is a pretraining run, without a detector; train one: codo transfer --weights {path}")
+    config = load_config(TransferConfig, {}, file=path / "config.yaml", default_preset="", flags=changes)
+    try:
+        categories = {int(category): str(name) for category, name in json.loads(metadata["categories"])}
+        mean, std = (list(map(float, json.loads(metadata[key]))) for key in ("mean", "std"))
+        architecture = ArchitectureSection.model_validate_json(metadata["architecture"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise CodoError(f"{file}: its metadata is no codo detector's ({type(error).__name__}: {error})") from None
+    config = config.model_copy(update={"architecture": architecture})
+    hardware = Hardware.resolve(config.run, heavy_loading=False)
+    detector = build_detector(config, len(categories), mean, std)
+    try:
+        detector.load_state_dict(state)
+    except RuntimeError as error:
+        line = " ".join(str(error).split())
+        raise CodoError(f"{file} is not the detector that config.yaml describes: {line[:300]}") from None
+    hardware.apply()
+    return FinishedRun(path, config, detector.to(hardware.device).eval(), categories, hardware)
