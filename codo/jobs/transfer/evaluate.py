@@ -74,12 +74,15 @@ class Evaluation:
         return found
 
 
-def assess(predictions: Predictions, truth: CocoDataset, masks: bool) -> Evaluation:
-    """Compute the metrics of detections; images that cannot be read are left out."""
+def assess(predictions: Predictions, truth: CocoDataset, masks: bool, *, breakdown: bool = True) -> Evaluation:
+    """Compute the metrics of detections, and what the errors cost; images that cannot be read are left out."""
     kinds: tuple[Kind, ...] = ("bbox", "segm") if masks else ("bbox",)
     return Evaluation(
         predictions,
-        {kind: coco_metrics(truth, predictions.results, predictions.unreadable, kind) for kind in kinds},
+        {
+            kind: coco_metrics(truth, predictions.results, predictions.unreadable, kind, breakdown=breakdown)
+            for kind in kinds
+        },
     )
 
 

@@ -201,7 +201,7 @@ def _execute(
 
     def evaluate_now(on_image: Callable[[int, int], None] | None = None) -> Evaluation:
         found = evaluate(detector, val_set, list(data.labels), hardware, on_image, world)
-        latest[:] = [assess(found, data.val, data.masks)]
+        latest[:] = [assess(found, data.val, data.masks, breakdown=False)]
         return latest[0]
 
     training = Training(config, detector.train(), train_set, evaluate_now, hardware, folder, world)
@@ -271,6 +271,7 @@ def _finish(
 ) -> TransferResult:
     """Write the detector, its predictions and the summary."""
     predictions, names = latest.predictions, data.train.categories
+    final = assess(predictions, data.val, data.masks)  # with the breakdown of errors, which the curve does without
     metadata = {
         "codo_version": __version__,
         "fingerprint": name,
@@ -292,7 +293,7 @@ def _finish(
         "evaluated_on": "val",
         "seed": config.seed,
         "weights": loaded["weights"],
-        **latest.summary(names),
+        **final.summary(names),
         "curve": training.curve,
         "steps": training.step,
         "train_seconds": round(training.seconds, 2),

@@ -147,6 +147,21 @@ def one_class_absent() -> Case:
     return replace(coco, annotations=kept), found
 
 
+def empty_masks() -> Case:
+    """A probability under a half everywhere gives an empty mask; an object of less than a pixel has one too."""
+    coco, found = random_case(8)
+    nothing = {
+        "size": [HEIGHT, WIDTH],
+        "counts": to_rle({"size": [HEIGHT, WIDTH], "counts": [WIDTH * HEIGHT]}, WIDTH, HEIGHT)["counts"].decode(),
+    }
+    speck = truth(7, 3, [30.0, 30, 0.2, 0.2], segmentation=[[30.0, 30, 30.2, 30, 30.2, 30.2, 30, 30.2]])
+    coco.annotations[7].insert(0, speck)
+    coco.annotations[14].append(truth(14, 3, [30.0, 30, 0.2, 0.2], iscrowd=1, segmentation=nothing))
+    for n, result in enumerate(found[::4]):
+        result |= {"segmentation": nothing} if n % 2 else {"segmentation": nothing, "bbox": [30.0, 30.0, 0.0, 0.0]}
+    return coco, found
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "random": random_case,
     "ties in score": lambda: random_case(1, per_image=12, copies=5, scores=3),
@@ -159,6 +174,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "crowd around objects": nested_crowd,
     "areas at the bounds": at_the_bounds,
     "equal boxes": equal_boxes,
+    "empty masks": empty_masks,
     "more than 100 detections": many_detections,
     "one image, no category found": lambda: (dataset([truth(7, 3, [1.0, 1, 9, 9])]), random_case()[1]),
 }

@@ -1,0 +1,242 @@
+"""`codo evaluate` and `codo predict`, on a run of seconds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from codo.cli import main
+from codo.config.transfer import TransferConfig
+from codo.data.coco import CocoDataset, load_coco
+from codo.errors import CodoError
+from codo.jobs.transfer import transfer
+from codo.jobs.transfer.draw import colour, draw_detections
+from codo.jobs.transfer.evaluate_run import evaluate_run, match_categories
+from codo.jobs.transfer.finished import open_run
+from codo.jobs.transfer.predict import predict
+
+
+def codo(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as left:
+        main([*map(str, arguments)])
+    return int(left.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {}
+
+
+@pytest.fixture
+def run(
+    runs: dict[str, Path],
+    make_config: Callable[..., TransferConfig],
+    masked_root: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A Mask R-CNN that has learnt a little; made once."""
+    if "mask_rcnn" not in runs:
+        root = tmp_path_factory.mktemp("own") / "squares"
+        shutil.copytree(masked_root, root)
+        optim = {"epochs": 14, "batch_size": 6, "lr": 0.1, "warmup_iterations": 5, "eval_every": 14}
+        detection = {"score_threshold": 0.05, "detections_per_image": 20}
+        config = make_config(detector="mask_rcnn", data={"root": str(root)}, optim=optim, detection=detection)
+        runs["mask_rcnn"] = transfer(config, tmp_path_factory.mktemp("runs") / "run").path
+    return runs["mask_rcnn"]
+
+
+def change_json(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def test_the_runs_own_data_give_the_runs_own_metrics(run: Path, tmp_path: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    found = evaluate_run(run, out=tmp_path / "out")
+    for key in ("metrics", "mask_metrics", "errors", "mask_errors", "per_class"):
+        assert found[key] == summary[key]
+    assert found["run_fingerprint"] == summary["fingerprint"]
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == json.loads(json.dumps(found))
+    ours, theirs = (json.loads((f / "predictions.json").read_text()) for f in (tmp_path / "out", run))
+    assert ours == theirs
+    assert len(ours) > 0
+    assert found["metrics"]["AP50"] > 0
+
+
+def test_other_ids_of_the_same_names_are_matched(run: Path, masked_root: Path, tmp_path: Path) -> None:
+    def renumber(content: dict[str, Any]) -> None:
+        numbers = {90: 1, 7: 2}
+        for entry in content["categories"]:
+            entry["id"] = numbers[entry["id"]]
+        for a in content["annotations"]:
+            a["category_id"] = numbers[a["category_id"]]
+
+    same = evaluate_run(run, data=str(masked_root))
+    change_json(masked_root / "instances_val.json", renumber)
+    other = evaluate_run(run, data=str(masked_root), out=tmp_path / "out")
+    assert other["metrics"] == same["metrics"]
+    assert [c["category_id"] for c in other["per_class"]] == [1, 2]
+    assert {r["category_id"] for r in json.loads((tmp_path / "out" / "predictions.json").read_text())} <= {1, 2}
+
+
+def test_a_class_that_the_data_lack_does_not_count(run: Path, masked_root: Path) -> None:
+    def only_dark(content: dict[str, Any]) -> None:
+        content["categories"] = [c for c in content["categories"] if c["id"] == 90]
+        content["annotations"] = [a for a in content["annotations"] if a["category_id"] == 90]
+
+    per_class = {c["category_id"]: c["AP"] for c in evaluate_run(run, data=str(masked_root))["per_class"]}
+    change_json(masked_root / "instances_val.json", only_dark)
+    found = evaluate_run(run, data=str(masked_root))
+    assert found["metrics"]["AP"] == per_class[90]
+    assert found["data"]["classes_absent"] == ["[light] square"]
+
+
+def test_any_json_and_folder_can_be_named(run: Path, masked_root: Path, coco_root: Path) -> None:
+    json_path, images = masked_root / "instances_train.json", masked_root / "images"
+    found = evaluate_run(run, annotations=str(json_path), images=str(images))
+    assert (found["data"]["images"], found["data"]["annotations"]) == (6, "instances_train.json")
+    assert evaluate_run(run, data=str(masked_root), annotations=str(json_path))["metrics"] == found["metrics"]
+    boxes_alone = evaluate_run(run, data=str(coco_root))
+    assert boxes_alone["masks"] == "the data set has none"
+    assert "mask_metrics" not in boxes_alone
+
+
+def test_unknown_categories_are_named() -> None:
+    run = {7: "cat", 90: "dog"}
+
+    def match(categories: dict[int, str], run: dict[int, str] = run) -> dict[int, int]:
+        return match_categories(run, CocoDataset([], {}, categories, {}), Path("a.json"))
+
+    assert match({90: "dog"}) == {90: 90}
+    assert match({1: "dog", 7: "cat"}) == {1: 90, 7: 7}
+    assert match({7: "dog", 90: "cat"}) == {7: 90, 90: 7}
+    with pytest.raises(CodoError, match=r"a\.json: the run knows no category 8 'bird'; it was trained on 'cat', 'dog'"):
+        match({7: "cat", 8: "bird"})
+    with pytest.raises(CodoError, match="lists no categories"):
+        match({})
+    with pytest.raises(CodoError, match="names that occur twice"):
+        match({1: "cat", 2: "cat"})
+    assert match({1: "cat", 2: "cat"}, {1: "cat", 2: "cat"}) == {1: 1, 2: 2}
+
+
+def test_predictions_are_drawn_and_are_coco_results(run: Path, masked_root: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    (photos / "deep").mkdir(parents=True)
+    names = ["val_0.png", "val_1.png"]
+    for name in names:
+        shutil.copy(masked_root / "images" / name, photos / "deep" / name)
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    single = masked_root / "images" / "val_0.png"
+    made = predict(run, [photos, single, single], out=tmp_path / "out", score_threshold=0.2)
+    assert (made.images, len(made.unreadable)) == (3, 1)
+    listed = json.loads((tmp_path / "out" / "images.json").read_text())
+    assert [i["file_name"] for i in listed["images"]] == ["deep/val_0.png", "deep/val_1.png", "val_0.png"]
+    assert listed["categories"] == [{"id": 7, "name": "[light] square"}, {"id": 90, "name": "dark square"}]
+    results = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert results == made.results
+    assert len(results) > 0
+    sizes = {i["id"]: (i["width"], i["height"]) for i in listed["images"]}
+    for r in results:
+        assert r["score"] >= 0.2
+        assert r["category_id"] in (7, 90)
+        assert r["segmentation"]["size"] == [*reversed(sizes[r["image_id"]])]
+    for image in listed["images"]:
+        before = np.asarray(Image.open((photos if "/" in image["file_name"] else single.parent) / image["file_name"]))
+        drawn = np.asarray(Image.open(tmp_path / "out" / "pictures" / f"{image['file_name']}.jpg"))
+        assert drawn.shape == before.shape
+        changed = np.abs(drawn.astype(int) - before.astype(int)).mean()
+        assert (changed > 4) == any(r["image_id"] == image["id"] for r in results)
+    # The same detections that the evaluation writes, but for those below the threshold.
+    own = [r for r in json.loads((run / "predictions.json").read_text()) if r["image_id"] == 500 and r["score"] >= 0.2]
+    mine = [r for r in results if r["image_id"] == listed["images"][-1]["id"]]
+    assert [(r["bbox"], r["score"]) for r in mine] == [(r["bbox"], r["score"]) for r in own]
+
+
+def test_what_is_drawn_is_where_it_was_found() -> None:
+    image = np.full((100, 120, 3), 128, np.uint8)
+    mask = np.zeros((100, 120), np.uint8)
+    mask[60:80, 40:80] = 1
+    rle = coco_mask.encode(np.asfortranarray(mask))
+    result = {"category_id": 5, "bbox": [30.0, 50.0, 60.0, 40.0], "score": 0.5, "segmentation": rle}
+    drawn = np.asarray(draw_detections(image, [result], {3: "a", 5: "b"})).astype(int)
+    ink = np.array(colour(1))
+    np.testing.assert_array_equal(drawn[90, 35:85], np.broadcast_to(ink, (50, 3)))  # the box's lower edge
+    np.testing.assert_allclose(drawn[70, 60], 0.55 * 128 + 0.45 * ink, atol=1)
+    np.testing.assert_array_equal(drawn[84, 60], [128, 128, 128])  # in the box, beside the mask
+    np.testing.assert_array_equal(drawn[95, 100], [128, 128, 128])
+    assert colour(0) != colour(1)
+    # At an edge the label stays in the picture, and nothing found leaves it alone.
+    corner = {"category_id": 3, "bbox": [0.0, 0.0, 5.0, 5.0], "score": 1.0}
+    assert draw_detections(image, [corner], {3: "a name longer than the picture is wide, by far"}).size == (120, 100)
+    np.testing.assert_array_equal(np.asarray(draw_detections(image, [], {})), image)
+
+
+def test_both_commands_print_and_write(
+    run: Path, masked_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert codo("evaluate", run, "--data", masked_root, "--device", "cpu", "--out", tmp_path / "e") == 0
+    printed = capsys.readouterr().out
+    assert "instances_val.json: 3 images, 6 boxes, 2 classes; masks: evaluated" in printed
+    assert "COCO mask metrics" in printed
+    assert "[light] square" in printed
+    assert {f.name for f in (tmp_path / "e").iterdir()} == {"evaluation.json", "predictions.json"}
+    picture = masked_root / "images" / "val_0.png"
+    assert codo("predict", run, picture, "--out", tmp_path / "p", "--score-threshold", "0.3") == 0
+    assert "1 images" in capsys.readouterr().out
+    assert (tmp_path / "p" / "pictures" / "val_0.png.jpg").is_file()
+
+
+def test_mistakes_end_in_one_line(
+    run: Path, masked_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unfinished, pretraining, mixed = tmp_path / "unfinished", tmp_path / "pretraining", tmp_path / "mixed"
+    for folder in (unfinished, pretraining, mixed):
+        shutil.copytree(run, folder)
+    (unfinished / "weights.safetensors").unlink()
+    from transfer_parts import encoder_state, metadata
+
+    from codo.runs.weights_file import save_weights
+
+    save_weights(pretraining / "weights.safetensors", encoder_state(), metadata())
+    text = (mixed / "config.yaml").read_text()
+    (mixed / "config.yaml").write_text(text.replace("detector: mask_rcnn", "detector: fcos"))
+    change_json(masked_root / "instances_val.json", lambda c: c["categories"].append({"id": 4, "name": "cat"}))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "a.jpg").write_bytes(b"no")
+    monkeypatch.chdir(tmp_path)
+    for arguments, message in (
+        (["evaluate", "absent"], "absent is not a run folder"),
+        (["evaluate", unfinished], "not finished; go on with: codo transfer --resume"),
+        (["predict", pretraining, "x.jpg"], "no image or folder at x.jpg"),
+        (["predict", pretraining, empty], "is a pretraining run, without a detector"),
+        (["evaluate", mixed], "not the detector that config.yaml describes"),
+        (["evaluate", run, "--data", masked_root], "knows no category 4 'cat'"),
+        (["evaluate", run, "--data", "absent"], "absent"),
+        (["evaluate", run, "--json", "a.json"], "--json and --images go together"),
+        (["evaluate", run, "--out", empty], "exists already"),
+        (["predict", run, empty, "--out", "p"], "not one of 1 images can be read"),
+        (["predict", run, masked_root / "images", "--out", empty], "exists already"),
+        (["evaluate", run, "--device", "gpu7"], "device"),
+    ):
+        assert codo(*arguments) == 2, arguments  # type: ignore[arg-type]
+        error = capsys.readouterr().err
+        assert message in " ".join(error.split()), (arguments, error)
+        assert "Traceback" not in error
+
+
+def test_an_opened_run_is_the_trained_detector(run: Path, masked_root: Path) -> None:
+    opened = open_run(run)
+    assert opened.masks
+    assert opened.categories == {7: "[light] square", 90: "dark square"}
+    assert not opened.detector.training
+    assert load_coco(masked_root / "instances_val.json", masked_root / "images").categories == opened.categories
