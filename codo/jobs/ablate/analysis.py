@@ -1,4 +1,4 @@
-"""A grid's results by protocol: rows against the reference, steps of a ladder, effects of a factorial, time to an AP."""
+"""A grid's results by protocol: rows against the reference, ladder steps, factorial effects, time to an AP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import combinations, pairwise, product
 import numpy as np
 
 from codo.jobs.ablate.results import Point, Results
-from codo.jobs.ablate.statistics import Comparison, Spread, compare, judge, spread, of_differences
+from codo.jobs.ablate.statistics import Comparison, Spread, compare, judge, of_differences, spread
 
 TARGET_SHARE = 0.9
 """Time is taken to this share of the reference's mean final AP (ours)."""
@@ -144,7 +144,7 @@ def epochs_to(curve: Sequence[Point], target: float) -> float | None:
     for point in curve:
         if point.AP is None:
             continue
-        if point.AP >= target:
+        if target <= point.AP:
             if before is None:
                 return point.epoch
             epoch, height = before

@@ -198,7 +198,7 @@ def _verdict(c: Comparison, p_holm: float) -> Verdict:
         return "not enough seeds to tell"
     if p_holm < ALPHA:
         return "helps" if c.mean > 0 else "hurts"
-    if -MARGIN < c.low and c.high < MARGIN:
+    if max(-c.low, c.high) < MARGIN:
         return "no difference shown"
     return "not enough seeds to tell"
 

@@ -84,7 +84,7 @@ def make_cell(row: str, protocol: str, seed: int, worth: float, base: float, epo
 
 
 def make_results(seeds: int = 5) -> Results:
-    """Make up a one-at-a-time grid: 7 rows, 2 protocols; the first seed of one row failed, the last of one is missing."""
+    """Make up a one-at-a-time grid: 7 rows, 2 protocols, a failed and a missing cell."""
     bases = {"cards, 100 labels, fine-tuned": 19.0, "bccd, 10% of labels, frozen": 31.0}
     cells = [
         make_cell(row, protocol, seed, worth, base)

@@ -244,6 +244,6 @@ def test_time_to_an_AP():
     reach = analyse(result, result.protocols[0]).reach
     final = [result.cell("codo", result.protocols[0], seed).curve[-1].AP for seed in range(5)]
     assert reach.target == pytest.approx(0.9 * np.mean(final))
-    assert reach.median("codo") < reach.median("no background")
+    assert reach.median("codo") < reach.median("no hierarchy")
     assert reach.median("not pretrained") is None  # most seeds never get there
     assert set(reach.epochs["no hierarchy"]) == {0, 2, 3, 4}
