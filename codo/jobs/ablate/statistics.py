@@ -132,7 +132,8 @@ def spread(results: Results, row: str, protocol: str, metric: str | None = None)
     """
     name = metric or results.metric
     cells = {c.seed: c for c in results.cells if c.row == row and c.protocol == protocol}
-    values, absent = {}, {}
+    values: dict[int, float] = {}
+    absent: dict[int, str] = {}
     for seed in results.seeds:
         cell = cells.get(seed)
         value = value_of(cell, name)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -25,7 +26,7 @@ from matplotlib.figure import Figure
 from codo.jobs.ablate.analysis import Analysis
 from codo.jobs.ablate.report.words import difference, families
 from codo.jobs.ablate.results import Cell, Results
-from codo.jobs.ablate.statistics import Comparison
+from codo.jobs.ablate.statistics import Comparison, value_of
 from codo.runs.files import atomic_path, write_text
 
 INK, PAPER = "#101010", "#ffffff"
@@ -35,7 +36,7 @@ SECTIONS = ("differences", "curves", "errors", "loss", "probes")
 """Of the page, that figures stand in."""
 
 LINES = ("-", "--", "-.", ":")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 8.5,
     "text.color": INK,
     "axes.edgecolor": INK,
@@ -137,7 +138,7 @@ def _axes(width: float = 4.8, height: float = 3.3) -> Iterator[tuple[Figure, Axe
         axes.grid(True, axis="both")
 
 
-def _look(results: Results, row: str) -> dict[str, str]:
+def _look(results: Results, row: str) -> dict[str, Any]:
     """Choose a row's colour, marker and line: ink for the reference."""
     others = [r.name for r in results.rows if r.name != results.reference]
     i = others.index(row) if row in others else -1
@@ -272,7 +273,7 @@ def _probes(results: Results) -> list[Picture]:
     for probe in probe_names(results):
         rows = [row.name for row in results.rows]
         values = {
-            row: [v for (name, _), c in cells.items() if name == row and (v := c.metrics.get(probe)) is not None]
+            row: [v for (name, _), c in cells.items() if name == row and (v := value_of(c, probe)) is not None]
             for row in rows
         }
         rows = [row for row in rows if values[row]]

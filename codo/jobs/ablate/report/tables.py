@@ -36,9 +36,9 @@ def cells_csv(results: Results) -> str:
         for cell in results.cells
         for name in getattr(cell, part)
     }
-    lines = [["row", "protocol", "seed", "status", *metrics, *parts, "failure"]]
+    lines: list[list[object]] = [["row", "protocol", "seed", "status", *metrics, *parts, "failure"]]
     for cell in results.cells:
-        values = [cell.metrics.get(name) for name in metrics]
+        values: list[object] = [cell.metrics.get(name) for name in metrics]
         values += [getattr(cell, part).get(name) for part, name in parts.values()]
         lines.append([cell.row, cell.protocol, cell.seed, cell.status, *values, cell.failure])
     return _csv(lines)
@@ -219,7 +219,7 @@ def _md(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _csv(lines: list[list[object]] | list[list[str]]) -> str:
+def _csv(lines: list[list[object]]) -> str:
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows(lines)
     return file.getvalue()
