@@ -36,7 +36,7 @@ PROBES = {
     "background_map": 0.4,
     "variance_ratio": 0.3,
     "alignment": 0.5,
-    "effective_rank": 40.0,
+    "rank": 40.0,
 }
 
 

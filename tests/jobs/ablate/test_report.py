@@ -228,7 +228,19 @@ def test_the_terminal_has_the_verdicts_and_the_gaps():
     assert "[red]" not in text
 
 
-@pytest.mark.parametrize("state", ["empty", "failed", "one seed", "undefined", "no cells"])
+def test_probes_stand_where_the_transfer_failed(tmp_path):
+    results = make_results(seeds=1)
+    results.protocols, results.rows = results.protocols[:1], results.rows[:2]
+    for cell in results.cells:
+        cell.status, cell.curve, cell.loss, cell.errors = "failed", [], [], {}
+        cell.metrics = {name: v for name, v in cell.metrics.items() if name.startswith("probe/")}
+    write_report(tmp_path, results)
+    text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert f"{results.cells[0].metrics['probe/rank']:.3f}" in text
+    assert (tmp_path / "figures" / "probe-rank.png").exists()
+
+
+@pytest.mark.parametrize("state", ["empty", "failed", "one seed", "undefined", "no cells", "one row"])
 def test_a_grid_in_any_state_has_a_report(tmp_path, state):
     results = make_results(seeds=1)
     results.protocols = results.protocols[:1]
@@ -241,7 +253,7 @@ def test_a_grid_in_any_state_has_a_report(tmp_path, state):
             cell.loss = [(0, float("nan"))]
     if state == "no cells":
         results.cells = []
-    results.rows = results.rows[:3]
+    results.rows = results.rows[: 1 if state == "one row" else 3]
     results.cells = [c for c in results.cells if c.row in {r.name for r in results.rows}]
     write_report(tmp_path, results)
     text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text

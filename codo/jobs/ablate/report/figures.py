@@ -114,11 +114,11 @@ def draw(results: Results, analyses: Sequence[Analysis]) -> list[Picture]:
 
 
 def by_pretraining(results: Results) -> dict[tuple[str, int], Cell]:
-    """Find a finished cell for each row and seed: protocols share the pretraining."""
+    """Find a cell with probes for each row and seed: protocols share them, and they stand if the transfer does not."""
     found: dict[tuple[str, int], Cell] = {}
     for cell in results.cells:
-        if cell.status == "done":
-            found.setdefault((cell.row, cell.seed), cell)
+        if any(name.startswith("probe/") for name in cell.metrics):
+            found.setdefault((cell.row, cell.seed), cell.model_copy(update={"status": "done"}))
     return found
 
 
