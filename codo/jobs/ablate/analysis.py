@@ -10,7 +10,7 @@ from itertools import combinations, pairwise, product
 import numpy as np
 
 from codo.jobs.ablate.results import Point, Results
-from codo.jobs.ablate.statistics import Comparison, Spread, compare, judge, of_differences, spread
+from codo.jobs.ablate.statistics import Comparison, Spread, compare, judge, margin_of, of_differences, spread
 
 TARGET_SHARE = 0.9
 """Time is taken to this share of the reference's mean final AP (ours)."""
@@ -41,6 +41,7 @@ class Analysis:
 
     Attributes:
         protocol: its name.
+        margin: the difference that matters, in the metric's unit.
         spreads: row -> its values.
         comparisons: row -> its difference to the reference; one family for Holm.
         steps: of a ladder: each row against the one before; a family of its own.
@@ -49,6 +50,7 @@ class Analysis:
     """
 
     protocol: str
+    margin: float
     spreads: dict[str, Spread]
     comparisons: dict[str, Comparison]
     steps: list[Comparison]
@@ -62,16 +64,18 @@ def analyse(results: Results, protocol: str) -> Analysis:
     spreads = {name: spread(results, name, protocol) for name in names}
     others = [name for name in names if name != results.reference]
     reference = spreads[results.reference]
-    comparisons = judge([compare(name, spreads[name], reference, results.reference) for name in others])
+    margin = margin_of(reference)
+    comparisons = judge([compare(name, spreads[name], reference, results.reference) for name in others], margin)
     steps = []
     if results.design == "ladder":
-        steps = judge([compare(b, spreads[b], spreads[a], a) for a, b in pairwise(names)])
+        steps = judge([compare(b, spreads[b], spreads[a], a) for a, b in pairwise(names)], margin)
     return Analysis(
         protocol,
+        margin,
         spreads,
         dict(zip(others, comparisons, strict=True)),
         steps,
-        judge(_effects(results, spreads)),
+        judge(_effects(results, spreads), margin),
         _reach(results, protocol),
     )
 

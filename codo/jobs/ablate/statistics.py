@@ -25,11 +25,15 @@ CONFIDENCE = 0.95
 ALPHA = 0.05
 """A difference is called one where the p-value, corrected by Holm, is under this."""
 
-MARGIN = 1.0
-"""Points of AP that matter (ours): "no difference shown" means that the interval excludes differences of this size."""
+MARGIN, MARGIN_SHARE = 1.0, 0.05
+"""Differences that matter (ours): 1 AP, or 5% of the reference's mean where that is less. "no difference shown" means
+that the interval excludes differences of this size."""
 
 FEWEST = 3
 """Seeds under which nothing is called a difference, nor none."""
+
+MOST = 1000
+"""Seeds that an estimate of how many are needed stops at."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Comparison:
             test is undefined.
         wilcoxon: p of Wilcoxon's signed-rank test, exact.
         effect: mean / std, Cohen's d_z: the difference in units of its spread.
+        margin: what matters, see `margin_of`.
         p_holm: p corrected for the number of comparisons it was made among.
         verdict: in words.
     """
@@ -94,6 +99,7 @@ class Comparison:
     p: float | None
     wilcoxon: float | None
     effect: float | None
+    margin: float = MARGIN
     p_holm: float | None = None
     verdict: Verdict = "not enough seeds to tell"
 
@@ -111,8 +117,8 @@ class Comparison:
 
     @property
     def seeds_needed(self) -> int | None:
-        """Estimate the seeds for an interval of +-`MARGIN`, should the spread stay as it is; None if there is none."""
-        return None if self.std is None else seeds_for(self.std)
+        """Estimate the seeds for an interval of +-`margin`, should the spread stay as it is; None if there is none."""
+        return None if self.std is None else seeds_for(self.std, self.margin)
 
 
 def value_of(cell: Cell | None, metric: str) -> float | None:
@@ -181,7 +187,15 @@ def of_differences(name: str, against: str, differences: Mapping[int, float], ab
     return Comparison(name, against, dict(differences), dict(absent), mean, std, low, high, p, wilcoxon, effect)
 
 
-def judge(comparisons: Sequence[Comparison]) -> list[Comparison]:
+def margin_of(reference: Spread) -> float:
+    """Choose the difference that matters: `MARGIN`, or `MARGIN_SHARE` of the reference's mean where that is less.
+
+    1 AP is little to a detector of 40 AP, and all there is to one of 1 AP.
+    """
+    return MARGIN if reference.mean is None else max(0.0, min(MARGIN, MARGIN_SHARE * reference.mean))
+
+
+def judge(comparisons: Sequence[Comparison], margin: float = MARGIN) -> list[Comparison]:
     """Correct a family of comparisons for their number, and give each its verdict.
 
     A comparison that could not be tested counts as one that was: it was planned, and the others' p-values should not
@@ -189,17 +203,17 @@ def judge(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """
     corrected = holm([1.0 if c.p is None else c.p for c in comparisons])
     return [
-        replace(c, p_holm=None if c.p is None else p, verdict=_verdict(c, p))
+        replace(c, margin=margin, p_holm=None if c.p is None else p, verdict=_verdict(c, p, margin))
         for c, p in zip(comparisons, corrected, strict=True)
     ]
 
 
-def _verdict(c: Comparison, p_holm: float) -> Verdict:
+def _verdict(c: Comparison, p_holm: float, margin: float) -> Verdict:
     if c.n < FEWEST or c.p is None or c.mean is None or c.low is None or c.high is None:
         return "not enough seeds to tell"
     if p_holm < ALPHA:
         return "helps" if c.mean > 0 else "hurts"
-    if max(-c.low, c.high) < MARGIN:
+    if max(-c.low, c.high) < margin or c.low == c.high == 0:
         return "no difference shown"
     return "not enough seeds to tell"
 
@@ -239,7 +253,7 @@ def smallest_wilcoxon(n: int) -> float:
     return min(1.0, 2.0 / 2**n)
 
 
-def seeds_for(std: float, margin: float = MARGIN, most: int = 1000) -> int:
+def seeds_for(std: float, margin: float = MARGIN, most: int = MOST) -> int:
     """Find the number of seeds that makes the interval of a mean no wider than +-`margin`; `most` if more.
 
     Example:

@@ -17,6 +17,7 @@ from codo.jobs.ablate.statistics import (
     compare,
     holm,
     judge,
+    margin_of,
     of_differences,
     seeds_for,
     smallest_wilcoxon,
@@ -74,6 +75,17 @@ def test_the_verdicts():
     }
     assert analyse(grid(AP, reference="less"), "p").comparisons["full"].verdict == "helps"
     assert found["wild"].seeds_needed > 5
+
+
+def test_the_margin_shrinks_with_the_reference():
+    """At 0.3 AP an interval of +-0.1 has not excluded what matters; at 30 AP it has."""
+    for scale, verdict in ((30.0, "no difference shown"), (0.3, "not enough seeds to tell")):
+        values = {"full": [scale, scale + 0.1, scale + 0.2], "less": [scale, scale + 0.13, scale + 0.18]}
+        found = analyse(grid(values), "p").comparisons["less"]
+        assert found.verdict == verdict
+        assert found.margin == pytest.approx(min(1.0, 0.05 * (scale + 0.1)))
+    assert margin_of(spread(grid({"a": [None]}), "a", "p")) == 1.0
+    assert margin_of(spread(grid({"a": [0.0, 0.0]}), "a", "p")) == 0.0
 
 
 def test_pairing_is_what_shows_a_difference_smaller_than_the_seeds_spread():

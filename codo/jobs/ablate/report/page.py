@@ -119,7 +119,7 @@ def _forest(heading: str, family: Sequence[Comparison], metric: str) -> dict[str
                 "p": words.p_value(c.p_holm),
                 "alt": f"{c.name}: {words.sentence(c, metric)}",
                 "kind": c.verdict.split()[0],
-                "needed": c.seeds_needed if c.verdict == "not enough seeds to tell" else None,
+                "more_seeds": words.more_seeds(c),
             }
             for c in family
         ],

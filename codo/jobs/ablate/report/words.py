@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from codo.jobs.ablate.analysis import Analysis
 from codo.jobs.ablate.results import Results
-from codo.jobs.ablate.statistics import ALPHA, FEWEST, MARGIN, Comparison, Spread, Verdict, smallest_wilcoxon
+from codo.jobs.ablate.statistics import (
+    ALPHA,
+    FEWEST,
+    MARGIN,
+    MARGIN_SHARE,
+    MOST,
+    Comparison,
+    Spread,
+    Verdict,
+    smallest_wilcoxon,
+)
 
 DASH = "–"
 
@@ -31,8 +41,9 @@ HOW_TO_READ = (
     "t-test; the interval is its 95% interval. p is corrected by Holm for the number of comparisons in its table; the "
     "intervals are not.",
     f"“helps” and “hurts”: p (Holm) is under {ALPHA:g}. “no difference shown”: it is not, and the interval excludes "
-    f"differences of {MARGIN:g} AP or more. “not enough seeds to tell”: fewer than {FEWEST} seeds, or an interval that "
-    f"allows for differences that would matter.",
+    f"differences of the margin or more, which is {MARGIN:g} AP, or {MARGIN_SHARE:.0%} of the reference's mean where "
+    f"that is less. “not enough seeds to tell”: fewer than {FEWEST} seeds, or an interval that allows for differences "
+    f"that would matter.",
     "± is the standard deviation over seeds. A seed that failed, is missing or has no such number is named, and is "
     "left out on both sides of a comparison; nothing is filled in.",
     f"Wilcoxon's signed-rank test (results in differences.csv) assumes less and cannot decide with few seeds: its "
@@ -96,10 +107,17 @@ def sentence(c: Comparison, metric: str) -> str:
     if c.mean is None:
         return f"{c.verdict}: no seed to compare on"
     more = f", p = {p_value(c.p_holm)}" if c.p_holm is not None else ""
-    hint = ""
-    if c.verdict == "not enough seeds to tell" and (needed := c.seeds_needed) and needed > c.n:
-        hint = f"; an interval of ±{MARGIN:g} would take about {needed} seeds"
+    hint = f"; {more_seeds(c)}" if more_seeds(c) else ""
     return f"{c.verdict}: {difference(c)} {metric}{more.replace('p = <', 'p <')}, n = {c.count}{hint}"
+
+
+def more_seeds(c: Comparison) -> str:
+    """Say how many seeds would tell, about; empty where that is no question."""
+    needed = c.seeds_needed
+    if c.verdict != "not enough seeds to tell" or needed is None or needed <= c.n:
+        return ""
+    many = "1,000 seeds or more" if needed >= MOST else f"about {needed} seeds"
+    return f"±{c.margin:.2g} AP would take {many}"
 
 
 def design_note(results: Results) -> str:
