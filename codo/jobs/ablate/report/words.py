@@ -1,0 +1,135 @@
+"""How the report writes numbers, and what it says in words."""
+
+from __future__ import annotations
+
+from codo.jobs.ablate.analysis import Analysis
+from codo.jobs.ablate.results import Results
+from codo.jobs.ablate.statistics import (
+    ALPHA,
+    FEWEST,
+    MARGIN,
+    MARGIN_SHARE,
+    MOST,
+    Comparison,
+    Spread,
+    Verdict,
+    smallest_wilcoxon,
+)
+
+DASH = "–"
+
+MARKS: dict[Verdict, str] = {
+    "helps": "▲",
+    "hurts": "▼",
+    "no difference shown": "≈",
+    "not enough seeds to tell": "?",
+}
+"""A sign for each verdict, so that none is told by colour alone."""
+
+DESIGNS = {
+    "one_at_a_time": "Each row is {reference} with one thing changed. A row left of zero is worse than {reference}: "
+    "what it left out, or changed, is worth that much.",
+    "ladder": "Each row adds to the row before. Against {reference} the rows show what all the steps to there are "
+    "worth; against the row before, what the last one is.",
+    "factorial": "Every combination of the switches. The rows are compared to {reference}; the main effects and "
+    "interactions use all rows at once.",
+    "rows": "The rows are compared to {reference}.",
+}
+
+HOW_TO_READ = (
+    "A difference is taken seed by seed (row less reference, on the seeds that both have) and tested with the paired "
+    "t-test; the interval is its 95% interval. p is corrected by Holm for the number of comparisons in its table; the "
+    "intervals are not.",
+    f"“helps” and “hurts”: p (Holm) is under {ALPHA:g}. “no difference shown”: it is not, and the interval excludes "
+    f"differences of the margin or more, which is {MARGIN:g} AP, or {MARGIN_SHARE:.0%} of the reference's mean where "
+    f"that is less. “not enough seeds to tell”: fewer than {FEWEST} seeds, or an interval that allows for differences "
+    f"that would matter.",
+    "± is the standard deviation over seeds. A seed that failed, is missing or has no such number is named, and is "
+    "left out on both sides of a comparison; nothing is filled in.",
+    f"Wilcoxon's signed-rank test (results in differences.csv) assumes less and cannot decide with few seeds: its "
+    f"smallest p is {smallest_wilcoxon(3):g} with three and {smallest_wilcoxon(5):g} with five.",
+)
+"""What every form of the report explains."""
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Write a number with a proper minus.
+
+    Example:
+        >>> number(-0.5), number(None), number(-0.0001)
+        ('−0.50', '–', '0.00')
+    """
+    if value is None:
+        return DASH
+    text = f"{value:.{digits}f}"
+    return (text.lstrip("-") if float(text) == 0 else text).replace("-", "−")
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """Write a difference with its sign.
+
+    Example:
+        >>> signed(1.234), signed(-1.0), signed(0.001)
+        ('+1.23', '−1.00', '0.00')
+    """
+    text = number(value, digits)
+    return f"+{text}" if value is not None and float(f"{value:.{digits}f}") > 0 else text
+
+
+def plus_minus(values: Spread, digits: int = 2) -> str:
+    """Write mean and standard deviation; the mean alone of one seed."""
+    spread = f" ± {number(values.std, digits)}" if values.std is not None else ""
+    return number(values.mean, digits) + spread
+
+
+def interval(low: float | None, high: float | None, digits: int = 2) -> str:
+    """Write an interval; empty if there is none."""
+    return f"[{number(low, digits)}, {number(high, digits)}]" if low is not None and high is not None else ""
+
+
+def difference(c: Comparison) -> str:
+    """Write a difference with its interval."""
+    return f"{signed(c.mean)} {interval(c.low, c.high)}".strip()
+
+
+def p_value(p: float | None) -> str:
+    """Write a p-value.
+
+    Example:
+        >>> p_value(0.0004), p_value(0.0123), p_value(None)
+        ('< 0.001', '0.012', '–')
+    """
+    return DASH if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def sentence(c: Comparison, metric: str) -> str:
+    """Say what a comparison came to."""
+    if c.mean is None:
+        return f"{c.verdict}: no seed to compare on"
+    more = f", p = {p_value(c.p_holm)}" if c.p_holm is not None else ""
+    hint = f"; {more_seeds(c)}" if more_seeds(c) else ""
+    return f"{c.verdict}: {difference(c)} {metric}{more.replace('p = <', 'p <')}, n = {c.count}{hint}"
+
+
+def more_seeds(c: Comparison) -> str:
+    """Say how many seeds would tell, about; empty where that is no question."""
+    needed = c.seeds_needed
+    if c.verdict != "not enough seeds to tell" or needed is None or needed <= c.n:
+        return ""
+    many = "1,000 seeds or more" if needed >= MOST else f"about {needed} seeds"
+    return f"±{c.margin:.2g} AP would take {many}"
+
+
+def design_note(results: Results) -> str:
+    """Explain the design."""
+    return DESIGNS.get(results.design, DESIGNS["rows"]).format(reference=results.reference)
+
+
+def families(results: Results, analysis: Analysis) -> list[tuple[str, list[Comparison]]]:
+    """Collect the families of comparisons of a protocol, each with its heading."""
+    found = [(f"Difference to {results.reference}", list(analysis.comparisons.values()))]
+    if analysis.steps:
+        found.append(("Difference to the row before", analysis.steps))
+    if analysis.effects:
+        found.append(("Main effects and interactions", analysis.effects))
+    return [(heading, comparisons) for heading, comparisons in found if comparisons]
