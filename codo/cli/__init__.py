@@ -18,6 +18,7 @@ COMMANDS = {
     "presets": ("codo.cli.presets:presets_command", "List the presets, or print one with its sources."),
     "pretrain": ("codo.cli.pretrain:pretrain_command", "Pretrain backbone, FPN and box head without labels."),
     "preview": ("codo.cli.preview:preview_command", "Draw what pretraining will see: a contact sheet of samples."),
+    "probe": ("codo.cli.probe:probe_command", "Measure a pretrained encoder without labels or a detector."),
     "sample-data": ("codo.cli.sample_data:sample_data_command", "Write the built-in, rendered sample data set."),
     "transfer": ("codo.cli.transfer:transfer_command", "Train a detector from pretrained weights and evaluate it."),
 }
