@@ -22,7 +22,7 @@ from codo.jobs.probe.images import find_manifest, read_labels
 from codo.jobs.probe.measure import embed_bench, measure, measure_labels, settle_norms
 from codo.jobs.probe.sheet import draw_sheet
 from codo.runs.files import atomic_path
-from codo.runs.hardware import Hardware
+from codo.runs.hardware import Hardware, available_cores
 from codo.runs.record import RunFolder, finite
 from codo.runs.weights_file import read_weights
 
@@ -80,7 +80,9 @@ def probe(
     if canvas is not None and (canvas < 64 or canvas % 32):
         raise CodoError(f"--canvas {canvas}: at least 64 and a multiple of 32, as the strides of the stages are")
     config, encoder, name = _encoder(run_folder, config)
-    hardware = Hardware.resolve(config.run.model_copy(update={"device": device}), heavy_loading=False)
+    threads = config.run.threads if config.run.threads in range(1, available_cores() + 1) else "auto"
+    here = {"device": device, "precision": "fp32", "workers": 0, "threads": threads}  # the run may be another machine's
+    hardware = Hardware.resolve(config.run.model_copy(update=here), heavy_loading=False)
     hardware.apply()
     side = canvas or config.canvas
     images = probe_images(
