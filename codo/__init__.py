@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from codo.heads import MLPProjector, RoIPool, box_head
     from codo.jobs.pretrain import PretrainResult, pretrain
     from codo.jobs.pretrain import resume as resume_pretrain
+    from codo.jobs.probe.run import probe
     from codo.jobs.transfer import TransferResult, load_transfer_config, transfer
     from codo.jobs.transfer import resume as resume_transfer
     from codo.losses import (
@@ -73,6 +74,7 @@ _HOMES = {
     "load_pretrain_config": "codo.config:load_pretrain_config",
     "load_transfer_config": "codo.jobs.transfer:load_transfer_config",
     "pretrain": "codo.jobs.pretrain:pretrain",
+    "probe": "codo.jobs.probe.run:probe",
     "resume_pretrain": "codo.jobs.pretrain:resume",
     "resume_transfer": "codo.jobs.transfer:resume",
     "transfer": "codo.jobs.transfer:transfer",
@@ -116,6 +118,7 @@ __all__ = [
     "load_pretrain_config",
     "load_transfer_config",
     "pretrain",
+    "probe",
     "resume_pretrain",
     "resume_transfer",
     "transfer",

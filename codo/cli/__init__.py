@@ -21,6 +21,7 @@ COMMANDS = {
     "pretrain": ("codo.cli.pretrain:pretrain_command", "Pretrain backbone, FPN and box head without labels."),
     "preview": ("codo.cli.preview:preview_command", "Draw what pretraining will see: a contact sheet of samples."),
     "report": ("codo.cli.report:report_command", "Write a grid's report anew from its results.json."),
+    "probe": ("codo.cli.probe:probe_command", "Measure a pretrained encoder without labels or a detector."),
     "sample-data": ("codo.cli.sample_data:sample_data_command", "Write the built-in, rendered sample data set."),
     "transfer": ("codo.cli.transfer:transfer_command", "Train a detector from pretrained weights and evaluate it."),
 }

@@ -177,6 +177,8 @@ class PretrainRunSection(RunSection):
     """Decoded images as one memory-mapped file: `auto` while it is small (4 GiB), `off` decodes each time."""
     checkpoint_every: int | None = sourced(None, "run", ge=1)
     """Steps between two checkpoints; unset: once an epoch."""
+    probe_every: int = sourced(0, "run", ge=0)
+    """Epochs between two probes (`codo probe`) of the encoder, logged as `probe/...`; 0: none."""
     compile: bool = sourced(False, "run")
     """torch.compile the encoders."""
     tensorboard: bool = sourced(False, "run")

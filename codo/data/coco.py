@@ -102,7 +102,6 @@ def find_splits(root: Path) -> CocoSplits:
     )
 
 
-@no_garbage_collection()
 def background_paths(root: Path) -> list[Path]:
     """List the background images of `root`: a COCO-format set's training images, or a plain folder's images.
 
@@ -113,12 +112,23 @@ def background_paths(root: Path) -> list[Path]:
         CodoError: as `list_images` and `load_coco`.
     """
     root = Path(root)
-    jsons = _split_jsons(root, "train")
+    return split_paths(root, "train") or list_images(root)
+
+
+@no_garbage_collection()
+def split_paths(root: Path, split: str) -> list[Path]:
+    """List the images of a COCO-format set's `train` or `val` split; none where it has no such split.
+
+    Raises:
+        CodoError: no folder `root`, or a JSON that cannot be used.
+    """
+    root = Path(root)
+    jsons = _split_jsons(root, split)
     if not jsons:
-        return list_images(root)
+        return []
     year, json_path = next(iter(jsons.items()))
     content = read_json(json_path)
-    images, _ = _images(entries_of(content, "images", json_path), json_path, _image_folder(root, "train", year))
+    images, _ = _images(entries_of(content, "images", json_path), json_path, _image_folder(root, split, year))
     return [image.path for image in images]
 
 

@@ -101,18 +101,20 @@ class AlignedEncoder(nn.Module):
             **self.canvas(stages[-1]),
         )
 
-    def pool_assigned(self, pyramid: Sequence[Tensor], boxes: Tensor) -> Tensor:
-        """Pool each box from the one level that a detector would assign it to: `(B, C, 7, 7)`.
+    def pool_assigned(self, pyramid: Sequence[Tensor], boxes: Tensor, images: Tensor | None = None) -> Tensor:
+        """Pool each box from the one level that a detector would assign it to: `(R, C, 7, 7)`.
 
         Args:
             pyramid: P2-P5.
-            boxes: `(4, B, 4)`, the box that each level would pool; P5's decides which level it is.
+            boxes: `(4, R, 4)`, the box that each level would pool; P5's decides which level it is.
+            images: `(R,)` int64, the image of each box; by default box i belongs to image i.
         """
         assigned = assign_levels(boxes[-1], self.canonical_size)
         pooled = pyramid[0].new_zeros(len(assigned), pyramid[0].shape[1], 7, 7, dtype=torch.float32)
         for row, (level, stride) in enumerate(zip(LEVELS, STRIDES, strict=True)):
             chosen = (assigned == level).nonzero()[:, 0]
-            pooled = pooled.index_copy(0, chosen, self.pool(pyramid[row], boxes[row, chosen], stride, chosen))
+            owners = chosen if images is None else images[chosen]
+            pooled = pooled.index_copy(0, chosen, self.pool(pyramid[row], boxes[row, chosen], stride, owners))
         return pooled
 
 

@@ -125,7 +125,7 @@ class RunFolder:
         """
         try:
             with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(_finite(record)) + "\n")
+                file.write(json.dumps(finite(record)) + "\n")
         except OSError as error:
             raise CodoError(f"cannot write {self.path / 'metrics.jsonl'}: {error.strerror}") from error
 
@@ -142,7 +142,7 @@ class RunFolder:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json, which also says that the run is complete."""
-        write_json(self.path / "summary.json", _finite(summary))
+        write_json(self.path / "summary.json", finite(summary))
 
     @property
     def complete(self) -> bool:
@@ -200,10 +200,10 @@ def processor() -> str:
         return platform.processor()
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Put null for numbers that JSON does not have, at any depth."""
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -214,6 +214,7 @@ ELSEWHERE = {
     "run.log_every": "tests/jobs/pretrain/test_run.py",
     "run.checkpoint_every": "tests/jobs/pretrain/test_run.py",
     "run.tensorboard": "tests/jobs/pretrain/test_run.py",
+    "run.probe_every": "tests/jobs/probe/test_probe.py",
     "run.compile": "tests/jobs/pretrain/test_options.py",
     "optim.accumulate": "tests/jobs/pretrain/test_options.py",
     "augment": "tests/test_custom_parts.py",

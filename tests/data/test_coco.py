@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from codo.data.coco import background_paths, data_fingerprint, find_splits, is_coco, load_coco
+from codo.data.coco import background_paths, data_fingerprint, find_splits, is_coco, load_coco, split_paths
 from codo.errors import CodoError
 
 CONTENT: dict[str, Any] = {
@@ -287,6 +287,15 @@ def test_backgrounds_are_the_training_images_or_the_folder(root: Path) -> None:
     without_labels = {"images": CONTENT["images"]}
     (root / "annotations" / "instances_train2017.json").write_text(json.dumps(without_labels))
     assert background_paths(root) == [root / "train2017" / name for name in ("a.jpg", "sub/b.jpg", "empty.jpg")]
+
+
+def test_a_split_that_is_not_there_has_no_images(root: Path) -> None:
+    assert split_paths(root / "files", "val") == []  # a plain folder
+    official(root, "annotations/instances_train2017.json", "train2017")
+    assert split_paths(root, "val") == []
+    assert split_paths(root, "train") == background_paths(root)
+    official(root, "annotations/instances_val2017.json", "val2017")
+    assert split_paths(root, "val") == [root / "val2017" / name for name in ("a.jpg", "sub/b.jpg", "empty.jpg")]
 
 
 def test_fingerprint_is_of_names_and_sizes(root: Path) -> None:

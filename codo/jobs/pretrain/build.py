@@ -72,6 +72,29 @@ def find_sources(config: PretrainConfig) -> Sources:
     Raises:
         CodoError: a folder is missing or empty, or backgrounds are needed and not named.
     """
+    foregrounds, backgrounds, names = data_folders(config)
+    if config.uses_backgrounds and backgrounds is None:
+        raise CodoError(
+            "data.backgrounds: the images of the data set you will detect on are needed (--backgrounds DIR); "
+            "without one, paste on the foregrounds (--set paste.source=self) or turn it off (--no-background)"
+        )
+    images = trained_foregrounds(config, foregrounds)
+    if backgrounds is not None and not config.uses_backgrounds and config.data.backgrounds is not None:
+        warn("data.backgrounds is named, and this config pastes nothing on them")
+    sources = Sources(
+        images,
+        background_paths(backgrounds) if config.uses_backgrounds and backgrounds else [],
+        names,
+    )
+    return sources
+
+
+def data_folders(config: PretrainConfig) -> tuple[Path, Path | None, dict[str, str]]:
+    """Find the folders of foregrounds and backgrounds, and what to call them; the sample data where none is named.
+
+    Raises:
+        CodoError: backgrounds are named and no foregrounds, or the folder of foregrounds cannot be used.
+    """
     foregrounds, backgrounds = config.data.foregrounds, config.data.backgrounds
     if foregrounds is not None and not Path(foregrounds).is_dir():
         list_images(Path(foregrounds))  # says what is wrong with it, before anything else is looked at
@@ -79,27 +102,19 @@ def find_sources(config: PretrainConfig) -> Sources:
         raise CodoError("data.foregrounds: name a folder of images, as backgrounds are named (--foregrounds DIR)")
     if foregrounds is None:
         sample = sample_data(progress=counter("rendering sample data"))
-        foregrounds, backgrounds = str(sample / "foregrounds"), str(sample / "detection")
         names = {"foregrounds": "built-in sample data", "backgrounds": "built-in sample data"}
-    else:
-        names = {"foregrounds": Path(foregrounds).name, "backgrounds": Path(backgrounds or "").name}
-    if config.uses_backgrounds and backgrounds is None:
-        raise CodoError(
-            "data.backgrounds: the images of the data set you will detect on are needed (--backgrounds DIR); "
-            "without one, paste on the foregrounds (--set paste.source=self) or turn it off (--no-background)"
-        )
-    images = list_images(Path(foregrounds))
+        return sample / "foregrounds", sample / "detection", names
+    names = {"foregrounds": Path(foregrounds).name, "backgrounds": Path(backgrounds or "").name}
+    return Path(foregrounds), Path(backgrounds) if backgrounds is not None else None, names
+
+
+def trained_foregrounds(config: PretrainConfig, folder: Path) -> list[Path]:
+    """List the images of a folder that a run of this config trains on: all, or those that `data.limit` draws."""
+    images = list_images(folder)
     if config.data.limit is not None and config.data.limit < len(images):
         drawn = generator("foregrounds", config.seed).permutation(len(images))[: config.data.limit]
         images = [images[i] for i in sorted(drawn)]
-    if backgrounds is not None and not config.uses_backgrounds and config.data.backgrounds is not None:
-        warn("data.backgrounds is named, and this config pastes nothing on them")
-    sources = Sources(
-        images,
-        background_paths(Path(backgrounds)) if config.uses_backgrounds and backgrounds else [],
-        names,
-    )
-    return sources
+    return images
 
 
 def check_enough(foregrounds: int, config: PretrainConfig) -> None:

@@ -66,17 +66,17 @@ def preview(config: PretrainConfig, samples: int, out: Path) -> int:
             recorder.drawn.clear()
         sample = dataset[key]
         views = _visible(sample.views.images, sample.views.colour)
-        cells = [_fit(Image.fromarray(dataset.foregrounds[int(sample.foreground)]))]
+        cells = [fit(Image.fromarray(dataset.foregrounds[int(sample.foreground)]))]
         for v, picture in enumerate(views):
             if recorder:
-                cells.append(_fit(Image.fromarray(recorder.drawn[v])))
+                cells.append(fit(Image.fromarray(recorder.drawn[v])))
             boxes = [(sample.views.exact_boxes[v].tolist(), EXACT)]
             if v < config.views:
                 boxes.append((sample.views.boxes[v].tolist(), JITTERED))
-            cells.append(_with_boxes(_fit(picture), boxes, config.canvas))
+            cells.append(_with_boxes(fit(picture), boxes, config.canvas))
         rows.append(cells)
     with atomic_path(out) as temporary:
-        _sheet(header, rows).save(temporary, format="PNG")
+        sheet(header, rows).save(temporary, format="PNG")
     return count
 
 
@@ -88,7 +88,7 @@ def _visible(images: torch.Tensor, colour: ColourParameters) -> list[Image.Image
     return [Image.fromarray(np.ascontiguousarray(p.permute(1, 2, 0).numpy())) for p in pixels]
 
 
-def _fit(picture: Image.Image) -> Image.Image:
+def fit(picture: Image.Image) -> Image.Image:
     """Centre a picture in a cell."""
     scale = CELL / max(picture.size)
     small = picture.resize(
@@ -107,7 +107,8 @@ def _with_boxes(cell: Image.Image, boxes: list[tuple[list[float], str]], canvas:
     return cell
 
 
-def _sheet(header: list[str], rows: list[list[Image.Image]]) -> Image.Image:
+def sheet(header: list[str], rows: list[list[Image.Image]]) -> Image.Image:
+    """Lay cells out in rows below their header."""
     step = CELL + GAP
     sheet = Image.new("RGB", (GAP + step * len(header), HEADER + GAP + step * len(rows)), PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)

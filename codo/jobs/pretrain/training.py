@@ -23,6 +23,7 @@ from codo.errors import CodoError, Interrupted
 from codo.jobs.pretrain.build import Sources, check_enough
 from codo.jobs.pretrain.loop import NotFiniteError, Schedule, StepResult, Trainer
 from codo.jobs.pretrain.method import Method
+from codo.jobs.pretrain.probing import EpochProbe
 from codo.jobs.pretrain.samples import Sample, SampleDataset, StepSampler, sample_loader
 from codo.jobs.pretrain.watch import Clock, Collapse, Shortcut, collapse_measures
 from codo.parts import Parts
@@ -135,6 +136,7 @@ class Run:
         start, earlier, first, batch_size = time.monotonic(), self.seconds, self.step, self.config.optim.batch_size
         clock, total, run = Clock(), Clock(), self.config.run
         every = run.checkpoint_every or self.per_epoch
+        probe = EpochProbe(self.config) if run.probe_every and self.world.first else None
         saved = first
         with (
             StopRequest() as stop,
@@ -156,10 +158,14 @@ class Run:
                 for c in (clock, total):
                     c.waited, c.images = c.waited + waited, c.images + batch_size
                 self.watch(result, progress)
-                if self.step % run.log_every == 0 or self.step == self.steps:
+                probing = run.probe_every > 0 and self.step % (run.probe_every * self.per_epoch) == 0
+                if self.step % run.log_every == 0 or self.step == self.steps or probing:
                     measures = collapse_measures(result.query) if result.query is not None else {}
                     self.note("collapse", self.collapse.update(self.step, measures), progress)
                     record = self.record(result, lr) | measures | clock.read()
+                    if probe is not None and probing:
+                        record |= probe.measure(self.method.query_encoder, self.hardware.device)
+                        clock.reset()
                     if self.world.first:
                         folder.log(record)
                     if events is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from codo.jobs.pretrain.loop import StepResult
 from codo.losses import EMBEDS, Embeddings
 from codo.losses.base import stacked
+from codo.measures import effective_rank
 
 
 class Shortcut:
@@ -57,8 +58,7 @@ def collapse_measures(embeddings: Embeddings) -> dict[str, float]:
         all are the same. `embedding_rank`: effective rank, 1 to min(B - 1, d).
 
     Source:
-        std against 1 / sqrt(d): SimSiam (arXiv 2011.10566). Effective rank, the exponential of the entropy of the
-        singular values: Roy and Vetterli (2007), RankMe (arXiv 2210.02885); here of the centred embeddings.
+        std against 1 / sqrt(d): SimSiam (arXiv 2011.10566). Effective rank: see `codo.measures.effective_rank`.
 
     Example:
         >>> measures = collapse_measures(Embeddings(image=torch.ones(8, 4)))
@@ -84,13 +84,7 @@ def _measure(rows: Tensor) -> tuple[float, float, float]:
     std = rows.std(0, unbiased=False).mean() * math.sqrt(width)
     # The sum over all pairs is the squared length of the sum.
     cosine = (rows.sum(0).square().sum() - count) / max(1, count * (count - 1))
-    centred = (rows - rows.mean(0)).double()  # the root of an eigenvalue keeps half of its digits
-    # Singular values by the smaller Gram matrix: a tenth of the time of an SVD.
-    gram = centred @ centred.T if count < width else centred.T @ centred
-    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
-    share = singular / singular.sum().clamp(min=1e-12)
-    rank = torch.exp(-(share * share.clamp(min=1e-12).log()).sum())
-    return float(std), float(cosine), float(rank)
+    return float(std), float(cosine), effective_rank(rows)
 
 
 class Collapse:

@@ -1,0 +1,84 @@
+"""Probing a run: which images it is probed on, and the probes in the course of pretraining."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from codo.config.pretrain import PretrainConfig
+from codo.jobs.pretrain.build import data_folders, trained_foregrounds
+from codo.jobs.probe.bench import Bench
+from codo.jobs.probe.features import COMMON, Encoder
+from codo.jobs.probe.images import ProbeImages, choose_images
+from codo.jobs.probe.measure import embed_bench, measure
+
+
+def probe_images(
+    config: PretrainConfig,
+    *,
+    foregrounds: Path | None = None,
+    backgrounds: Path | None = None,
+    instances: int | None = None,
+    backgrounds_per_instance: int | None = None,
+    seed: int = 0,
+) -> ProbeImages:
+    """Choose the images that a run of this config is probed on.
+
+    Args:
+        config: of the pretraining.
+        foregrounds: a folder in place of the config's.
+        backgrounds: a COCO-format data set or folder in place of the config's.
+        instances: see `choose_images`, and so the rest.
+        backgrounds_per_instance: likewise.
+        seed: of the probe.
+
+    Raises:
+        CodoError: as `choose_images`.
+    """
+    own = config.data.foregrounds
+    gone = foregrounds is not None and own is not None and not Path(own).is_dir()
+    trained = None
+    if gone:
+        there = config.data.backgrounds
+        backgrounds = backgrounds or (Path(there) if there is not None and Path(there).is_dir() else None)
+    else:
+        folder, scenes, _ = data_folders(config)
+        trained = trained_foregrounds(config, folder)
+        foregrounds = foregrounds or folder
+        backgrounds = backgrounds or scenes
+    assert foregrounds is not None
+    return choose_images(
+        foregrounds,
+        backgrounds,
+        trained=trained,
+        pasted=config.uses_backgrounds,
+        instances=instances,
+        backgrounds_per_instance=backgrounds_per_instance,
+        seed=seed,
+    )
+
+
+class EpochProbe:
+    """Probes the query encoder every few epochs, on fewer images than `codo probe` takes.
+
+    Args:
+        config: of the pretraining.
+    """
+
+    INSTANCES, BACKGROUNDS = 32, 6
+
+    def __init__(self, config: PretrainConfig) -> None:
+        images = probe_images(config)
+        few = replace(
+            images,
+            instances=min(images.instances, self.INSTANCES),
+            backgrounds_per_instance=min(images.backgrounds_per_instance, self.BACKGROUNDS),
+        )
+        self.bench = Bench.build(few, config.canvas)
+
+    def measure(self, encoder: Encoder, device: torch.device) -> dict[str, float]:
+        """Measure the representation that every method has: `probe/NAME` -> value."""
+        probes = measure(embed_bench(encoder, self.bench, device, [COMMON]), self.bench)
+        return {f"probe/{name}": value for name, value in probes.values.items()}
