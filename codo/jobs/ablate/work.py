@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from subprocess import DEVNULL, STDOUT, Popen
 
 import yaml
 
@@ -30,7 +30,7 @@ def next_arguments(folder: JobFolder) -> list[str]:
     return folder.command()
 
 
-def start(folder: JobFolder, lock: Lock, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def start(folder: JobFolder, lock: Lock, environment: Mapping[str, str]) -> Popen[bytes]:
     """Start a job; its process takes the lock over, so that it is held for as long as the job runs.
 
     Args:
@@ -47,11 +47,11 @@ def start(folder: JobFolder, lock: Lock, environment: Mapping[str, str]) -> subp
     with open(folder.path / "log.txt", "ab") as log:
         log.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} codo {' '.join(command[3:])}\n".encode())
         log.flush()
-        process = subprocess.Popen(
+        process = Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=DEVNULL,
             stdout=log,
-            stderr=subprocess.STDOUT,
+            stderr=STDOUT,
             env=variables,
             pass_fds=[lock.descriptor],
             start_new_session=True,  # Ctrl-C is for `codo ablate`, which tells the job
