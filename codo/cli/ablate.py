@@ -55,7 +55,10 @@ def ablate_command(
     if dry_run:
         from codo.jobs.ablate.run import plan_grid
 
-        show_plan(plan_grid(grid, out, chosen, given["accept_code_change"]), None if no_timing else given["jobs"] or 1)
+        plan = plan_grid(grid, out, chosen, given["accept_code_change"])
+        show_plan(plan)
+        if not no_timing:
+            show_time(plan, given["jobs"])
         return
     from codo.jobs.ablate.report import terminal_table
     from codo.jobs.ablate.run import ablate
@@ -77,19 +80,14 @@ def _seeds(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def show_plan(plan: Plan, timed_jobs: int | None) -> None:
-    """Print a dry run: the table to be, in what the rows differ, the jobs, and the time that they would take.
-
-    Args:
-        plan: of the grid.
-        timed_jobs: how many jobs run at a time; None times nothing.
-    """
+def show_plan(plan: Plan) -> None:
+    """Print a dry run: the table to be, in what the rows differ, and the jobs."""
     import json
 
     from rich.markup import escape
     from rich.table import Table
 
-    from codo.runs.console import console, duration, warn
+    from codo.runs.console import console, warn
 
     file = plan.grid.file
     table = Table("row", "changes", "epochs", "composites", title=escape(file.title), title_justify="left")
@@ -112,12 +110,19 @@ def show_plan(plan: Plan, timed_jobs: int | None) -> None:
             console.print(f"{kind}: {distinct} jobs for {asked} uses, {left} to run")
     for notice in plan.notices:
         warn(notice)
-    if timed_jobs is not None:
-        from codo.jobs.ablate.estimate import estimate
 
-        found = estimate(plan)
-        console.print(
-            f"time: about {duration(found.total)} one after the other ({duration(found.pretrain)} pretraining, "
-            f"{duration(found.transfer)} transfer; steps of {found.timed} configs timed), "
-            f"{duration(found.total / timed_jobs)} with --jobs {timed_jobs}"
-        )
+
+def show_time(plan: Plan, jobs: int | None) -> None:
+    """Print how long the jobs that are not done would take on this machine."""
+    from codo.jobs.ablate.estimate import estimate
+    from codo.jobs.ablate.executors import LocalExecutor
+    from codo.jobs.ablate.run import threads_of
+    from codo.runs.console import console, duration
+
+    jobs = jobs or LocalExecutor(None, threads_of(plan), plan.grid.file.processes).jobs
+    found = estimate(plan)
+    console.print(
+        f"time: about {duration(found.total)} one after the other ({duration(found.pretrain)} pretraining, "
+        f"{duration(found.transfer)} transfer), {duration(found.total / jobs)} with --jobs {jobs}; steps of "
+        f"{found.timed} configs were timed, in one process each; the start of jobs and the probes are not counted"
+    )

@@ -54,6 +54,8 @@ class GridFile(Section):
     """Name of a protocol -> `preset` and fields of TransferConfig."""
     probes: bool | tuple[str, ...] = False
     """Label-free probes of every pretraining: all, none, or some by name."""
+    processes: int = Field(1, ge=1)
+    """Of each pretraining and transfer (torchrun), each with a GPU of its own."""
     metric: Literal["AP", "curve_area"] = "AP"
     """The one that decides."""
 

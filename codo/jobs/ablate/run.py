@@ -136,7 +136,13 @@ def make_executor(name: str, jobs: int | None, plan: Plan, options: Sequence[str
         return RayExecutor(jobs, given)
     if given:
         raise CodoError(f"--executor-option {options[0]}: the local executor has none")
-    return LocalExecutor(jobs, max(int(row.pretrain.run.threads) for row in plan.grid.rows))
+    return LocalExecutor(jobs, threads_of(plan), plan.grid.file.processes)
+
+
+def threads_of(plan: Plan) -> int:
+    """Tell how many threads a process of a job computes with, at most."""
+    runs = [run for row in plan.grid.rows for run in (row.pretrain.run, *(t.run for t in row.transfers.values()))]
+    return max(int(run.threads) for run in runs)
 
 
 def tell_failures(schedule: Schedule) -> None:

@@ -94,7 +94,7 @@ class Schedule:
         for job in jobs:
             folder = self.plan.store.folder(job.name)
             threads = getattr(getattr(job.settings, "run", None), "threads", 1)
-            tasks.append(Task(folder, threads))
+            tasks.append(Task(folder, threads, self.plan.grid.file.processes))
             self.states[job.name], self._started[job.name] = "running", time.monotonic()
             display.note(job.name, "goes on" if (folder.run / "checkpoint.pt").is_file() else "starts")
         self.executor.submit(tasks)
@@ -110,7 +110,7 @@ class Schedule:
                 folder.forget_failure()
                 ap = folder.summary().get("metrics", {}).get("AP") if folder.kind == "transfer" else None
                 display.note(name, f"done, AP {ap:.2f} ({took})" if ap is not None else f"done ({took})")
-            elif leaving and code in (130, 143, -2, -15):
+            elif leaving:
                 self.states[name] = "waiting"
             else:
                 self.states[name], failed = "failed", True

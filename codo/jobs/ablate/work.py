@@ -30,22 +30,26 @@ def next_arguments(folder: JobFolder) -> list[str]:
     return folder.command()
 
 
-def start(folder: JobFolder, lock: Lock, environment: Mapping[str, str]) -> Popen[bytes]:
+def start(folder: JobFolder, lock: Lock, environment: Mapping[str, str], processes: int = 1) -> Popen[bytes]:
     """Start a job; its process takes the lock over, so that it is held for as long as the job runs.
 
     Args:
         folder: of the job, with its config.yaml.
         lock: of that folder.
         environment: variables of the process, besides this one's.
+        processes: that share the job's batches.
     """
-    command = [sys.executable, "-m", "codo.cli", *next_arguments(folder)]
+    words = next_arguments(folder)
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    several = processes > 1 and folder.kind != "probe"
+    command = [sys.executable, "-m", *(torchrun if several else []), "codo.cli", *words]
     checkout = str(Path(codo.__file__).parents[1])
     paths = [checkout, *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | dict(environment)
     if folder.kind == "probe":
         folder.run.mkdir(exist_ok=True)
     with open(folder.path / "log.txt", "ab") as log:
-        log.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} codo {' '.join(command[3:])}\n".encode())
+        log.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} codo {' '.join(words)}\n".encode())
         log.flush()
         process = Popen(
             command,
@@ -61,12 +65,13 @@ def start(folder: JobFolder, lock: Lock, environment: Mapping[str, str]) -> Pope
     return process
 
 
-def work(path: str, environment: Mapping[str, str] | None = None) -> int:
+def work(path: str, environment: Mapping[str, str] | None = None, processes: int = 1) -> int:
     """Do a job to its end, wherever this runs; on SIGTERM it is told to save and leave.
 
     Args:
         path: folder of the job.
         environment: variables of the process, besides this one's.
+        processes: that share the job's batches.
 
     Returns:
         The exit code of its process.
@@ -84,7 +89,7 @@ def work(path: str, environment: Mapping[str, str] | None = None) -> int:
         if folder.done:
             lock.leave()
             return 0
-        process = start(folder, lock, environment or {})
+        process = start(folder, lock, environment or {}, processes)
         told = False
         while process.poll() is None:
             time.sleep(POLL_SECONDS)

@@ -55,7 +55,7 @@ def run_command(arguments: list[str], output: int, environment: dict[str, str]) 
             signal.signal(number, signal.SIG_DFL)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
         os.environ.update(environment)
         console.console.file, console.errors.file = sys.stdout, sys.stderr
         main(arguments)
@@ -82,7 +82,7 @@ class Driver:
         try:
             with open(log, "a") as file:
                 os.dup2(file.fileno(), 2)
-            sys.stderr = open(2, "w", closefd=False)
+            sys.stderr = os.fdopen(2, "w", closefd=False)
             console.errors.file = sys.stderr
             body()
             code = 0

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from codo.config import PretrainConfig
 from codo.errors import CodoError
 from codo.jobs.ablate.resolve import equal_epochs, load_grid
-from codo.config import PretrainConfig
 from tests.conftest import REPOSITORY
 
 HEAD = """\
@@ -105,12 +105,24 @@ def test_equal_epochs(base, views, epochs):
 @pytest.mark.parametrize(
     ("design", "body", "said"),
     [
-        ("ladder", "axes:\n  jit: {jitter.ratoi: 0.1}\n", ":8: axes.jit.jitter.ratoi: there is no field 'jitter.ratoi'"),
+        (
+            "ladder",
+            "axes:\n  jit: {jitter.ratoi: 0.1}\n",
+            ":8: axes.jit.jitter.ratoi: there is no field 'jitter.ratoi'",
+        ),
         ("ladder", "axes:\n  jit: {jitter.ratoi: 0.1}\n", "did you mean jitter.ratio?"),
-        ("ladder", "axes:\n  views: 2\n  a:\n    jitter:\n      ratio: 3\n", ":11: axes.a.jitter.ratio: jitter.ratio = 3"),
+        (
+            "ladder",
+            "axes:\n  views: 2\n  a:\n    jitter:\n      ratio: 3\n",
+            ":11: axes.a.jitter.ratio: jitter.ratio = 3",
+        ),
         ("ladder", "axes:\n  hierarchie: false\n", ":8: axes.hierarchie: there is no field"),
         ("ladder", "axes:\n  hierarchy: true\n", ":8: axes.hierarchy: changes nothing against 'baseline'"),
-        ("ladder", "axes:\n  a: {hierarchy: false}\n  b: {hierarchy: false}\n", ":9: axes.b: changes nothing against 'a'"),
+        (
+            "ladder",
+            "axes:\n  a: {hierarchy: false}\n  b: {hierarchy: false}\n",
+            ":9: axes.b: changes nothing against 'a'",
+        ),
         (
             "ladder",
             "axes:\n  a: {background: false}\n  b: {jitter.ratio: 0.3}\n",
@@ -118,24 +130,40 @@ def test_equal_epochs(base, views, epochs):
         ),
         ("one_at_a_time", "axes:\n  crop: {crop.area: [0.5, 1.0]}\n", "background is on: views are pasted"),
         ("one_at_a_time", "axes:\n  a: {views: 2}\n  b: {views: 2}\n", ":9: axes.b: the rows 'a' and 'b' resolve to"),
-        ("one_at_a_time", "axes:\n  a: {views: 2}\n  a: {views: 3}\n", ":9: axes.a: stands here twice, first in line 8"),
-        ("one_at_a_time", "axes:\n  views: 2\nreference: ful\n", ":9: reference: no row is called 'ful'; did you mean 'full'?"),
+        (
+            "one_at_a_time",
+            "axes:\n  a: {views: 2}\n  a: {views: 3}\n",
+            ":9: axes.a: stands here twice, first in line 8",
+        ),
+        (
+            "one_at_a_time",
+            "axes:\n  views: 2\nreference: ful\n",
+            ":9: reference: no row is called 'ful'; did you mean 'full'?",
+        ),
         ("one_at_a_time", "axes:\n  long: {optim.epochs: 9}\n", ":8: axes.long.optim.epochs: optim.epochs is not free"),
         ("one_at_a_time", "axes:\n  seed: 3\n", ":8: axes.seed: seed cannot vary"),
         ("one_at_a_time", "axes:\n  p: {run.precision: bf16}\n", "a row has the machine of all the others"),
         ("one_at_a_time", "axes:\n  t: {transfer.detectr: fcos}\n", "did you mean detector?"),
         ("one_at_a_time", "axes:\n  t: {transfer.detector: fcosx}\n", ":8: axes.t.transfer.detector: detector: one of"),
-        ("one_at_a_time", "axes:\n  a: {alignment: false, loss.instance: 1}\n", ":8: axes.a.loss.instance: loss.instance"),
+        (
+            "one_at_a_time",
+            "axes:\n  a: {alignment: false, loss.instance: 1}\n",
+            ":8: axes.a.loss.instance: loss.instance",
+        ),
         ("one_at_a_time", "rows:\n  a: {views: 2}\n", "axes: the design `one_at_a_time` needs them"),
         ("one_at_a_time", "axis:\n  a: {views: 2}\n", ":7: axis: no such key; did you mean axes?"),
         ("factorial", "axes:\n  views: {values: [2, 3]}\n", "a factorial has axes that are on or off"),
         ("rows", "rows:\n  a: {}\n", "reference: the design `rows` needs"),
         ("rows", "rows:\n  a: {}\n  b: {weights: some}\nreference: a\n", ":9: rows.b.weights: only `weights: none`"),
         ("ladder", "axes:\n  views: 2\nprobes: maybe\n", ":9: probes"),
-        ("ladder", "axes:\n  views: 2\ndata: {foregrounds: '${NOT_SET_X}/a'}\n", ":9: data.foregrounds: ${NOT_SET_X} is not set"),
+        (
+            "ladder",
+            "axes:\n  views: 2\ndata: {foregrounds: '${NOT_SET_X}/a'}\n",
+            ":9: data.foregrounds: ${NOT_SET_X} is not set",
+        ),
         ("ladder", "axes:\n  views: [2\n", ": not YAML"),
     ],
-)  # fmt: skip
+)
 def test_refused_with_the_line(tmp_path, design, body, said):
     assert said in refused(tmp_path, design, body)
 

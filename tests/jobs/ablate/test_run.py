@@ -28,6 +28,17 @@ def _forked(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
+BROKEN = """\
+import os
+from codo.augment import NoJitter
+
+class Jitter(NoJitter):
+    def __call__(self, *given):
+        assert os.path.exists("mended"), "it is broken"
+        return super().__call__(*given)
+"""
+
+
 def numbers(results: Results) -> list:
     """What must not depend on how a grid was run."""
     return [(*cell.metrics.items(), *cell.loss, *[p.AP for p in cell.curve]) for cell in results.cells]
@@ -95,9 +106,7 @@ def test_a_job_that_outlives_a_killed_ablate_is_waited_for(write_grid, tmp_path,
 
 def test_a_failed_job_is_told_does_not_stop_the_rest_and_is_retried_on_request(write_grid, tmp_path, capsys):
     broken = tmp_path / "broken.py"
-    broken.write_text("import os\nfrom codo.augment import NoJitter\n\n\n"
-                      "class Jitter(NoJitter):\n    def __call__(self, *given):\n"
-                      "        assert os.path.exists('mended'), 'it is broken'\n        return super().__call__(*given)\n")  # fmt: skip
+    broken.write_text(BROKEN)
     grid = write_grid(axes={"own": {"jitter.custom": f"{broken}:Jitter"}}, seeds=[0])
     found = ablate(grid, tmp_path / "out")
     assert [cell.status for cell in found.results.cells] == ["done", "failed"]

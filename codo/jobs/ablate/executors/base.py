@@ -16,10 +16,12 @@ class Task:
     Attributes:
         folder: of the job.
         threads: that its config asks for.
+        processes: that share its batches (torchrun).
     """
 
     folder: JobFolder
     threads: int = 1
+    processes: int = 1
 
     @property
     def name(self) -> str:

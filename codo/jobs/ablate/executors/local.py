@@ -21,19 +21,22 @@ class LocalExecutor:
 
     Args:
         jobs: None takes one for each GPU, or as many as the cores bear.
-        threads: that each job computes with.
+        threads: that each process computes with.
+        processes: of a job, each with a GPU of its own where there are GPUs.
 
     Raises:
         CodoError: more threads than cores.
     """
 
-    def __init__(self, jobs: int | None, threads: int) -> None:
+    def __init__(self, jobs: int | None, threads: int, processes: int = 1) -> None:
         cores, self.gpus = available_cores(), _gpus()
-        self.jobs = jobs or (len(self.gpus) or max(1, cores // threads))
-        if not self.gpus and self.jobs * threads > cores and self.jobs > 1:
+        self.processes = processes
+        most = max(1, len(self.gpus) // processes if self.gpus else cores // (threads * processes))
+        self.jobs = jobs or most
+        if not self.gpus and self.jobs > most:
             raise CodoError(
-                f"--jobs {self.jobs}: of {threads} threads each exceed the {cores} cores of this machine; "
-                f"at most {max(1, cores // threads)}"
+                f"--jobs {self.jobs}: of {threads * processes} threads each exceed the {cores} cores of this machine; "
+                f"at most {most}"
             )
         self._running: dict[str, subprocess.Popen[bytes] | None] = {}  # None: another process is at it
         self._tasks: dict[str, Task] = {}
@@ -59,8 +62,10 @@ class LocalExecutor:
             return None
         variables = {"OMP_NUM_THREADS": str(task.threads)}
         if self.gpus:
-            variables["CUDA_VISIBLE_DEVICES"] = self.gpus[self._slots[task.name] % len(self.gpus)]
-        return start(task.folder, lock, variables)
+            first = self._slots[task.name] * self.processes
+            own = [self.gpus[(first + i) % len(self.gpus)] for i in range(self.processes)]
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+        return start(task.folder, lock, variables, task.processes)
 
     def ended(self) -> list[tuple[str, int]]:
         """List name and exit code of the tasks that ended since the last call."""
