@@ -17,7 +17,7 @@ PARTS = ("augment", "backbones", "data", "heads", "model")
 DECIDES = {
     "pretrain": (*CONFIG, *PARTS, "losses", "config/pretrain.py", "jobs/pretrain"),
     "transfer": (*CONFIG, "backbones", "data", "heads", "model", "config/transfer.py", "jobs/transfer"),
-    "probe": (*CONFIG, *PARTS, "config/pretrain.py", "jobs/probe"),
+    "probe": (*CONFIG, *PARTS, "config/pretrain.py", "jobs/pretrain", "jobs/probe"),
 }
 """Kind of job -> files and folders of codo/ that decide its numbers."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from codo.errors import Interrupted
 from codo.jobs.ablate.display import Display
@@ -13,6 +14,9 @@ from codo.jobs.ablate.plan import Plan
 from codo.jobs.ablate.work import POLL_SECONDS, note_failure
 from codo.runs.console import duration
 from codo.runs.interrupt import StopRequest
+
+STOPPED = (130, 143, -2, -15)
+"""Exit codes of a job that was told to stop (preempted, say) and saved its state."""
 
 
 @dataclass
@@ -96,8 +100,13 @@ class Schedule:
             threads = getattr(getattr(job.settings, "run", None), "threads", 1)
             tasks.append(Task(folder, threads, self.plan.grid.file.processes))
             self.states[job.name], self._started[job.name] = "running", time.monotonic()
-            display.note(job.name, "goes on" if (folder.run / "checkpoint.pt").is_file() else "starts")
+            display.note(job.name, self._verb(folder.run))
         self.executor.submit(tasks)
+
+    def _verb(self, run: Path) -> str:
+        if self.executor.queues:
+            return "submitted"
+        return "goes on" if (run / "checkpoint.pt").is_file() else "starts"
 
     def _collect(self, display: Display, leaving: bool = False) -> bool:
         """Take in the jobs that ended; return whether one failed."""
@@ -110,8 +119,10 @@ class Schedule:
                 folder.forget_failure()
                 ap = folder.summary().get("metrics", {}).get("AP") if folder.kind == "transfer" else None
                 display.note(name, f"done, AP {ap:.2f} ({took})" if ap is not None else f"done ({took})")
-            elif leaving:
+            elif leaving or code in STOPPED:
                 self.states[name] = "waiting"
+                if not leaving:
+                    display.note(name, "was stopped from outside; it goes on")
             else:
                 self.states[name], failed = "failed", True
                 self.failures[name] = note_failure(folder, code)

@@ -21,6 +21,9 @@ from codo.runs.interrupt import StopRequest
 
 POLL_SECONDS = 0.2
 
+CHECKOUT = Path(codo.__file__).parents[1]
+"""What jobs import codo from, whatever is installed where they run."""
+
 
 def next_arguments(folder: JobFolder) -> list[str]:
     """Compose the command that begins the job, or goes on where it was killed; clears what cannot be gone on with."""
@@ -30,7 +33,9 @@ def next_arguments(folder: JobFolder) -> list[str]:
     return folder.command()
 
 
-def start(folder: JobFolder, lock: Lock, environment: Mapping[str, str], processes: int = 1) -> Popen[bytes]:
+def start(
+    folder: JobFolder, lock: Lock, environment: Mapping[str, str], processes: int = 1, cwd: Path | None = None
+) -> Popen[bytes]:
     """Start a job; its process takes the lock over, so that it is held for as long as the job runs.
 
     Args:
@@ -38,13 +43,13 @@ def start(folder: JobFolder, lock: Lock, environment: Mapping[str, str], process
         lock: of that folder.
         environment: variables of the process, besides this one's.
         processes: that share the job's batches.
+        cwd: where it runs; None is here.
     """
     words = next_arguments(folder)
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     several = processes > 1 and folder.kind != "probe"
     command = [sys.executable, "-m", *(torchrun if several else []), "codo.cli", *words]
-    checkout = str(Path(codo.__file__).parents[1])
-    paths = [checkout, *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | dict(environment)
     if folder.kind == "probe":
         folder.run.mkdir(exist_ok=True)
@@ -57,6 +62,7 @@ def start(folder: JobFolder, lock: Lock, environment: Mapping[str, str], process
             stdout=log,
             stderr=STDOUT,
             env=variables,
+            cwd=cwd,
             pass_fds=[lock.descriptor],
             start_new_session=True,  # Ctrl-C is for `codo ablate`, which tells the job
         )
@@ -65,38 +71,53 @@ def start(folder: JobFolder, lock: Lock, environment: Mapping[str, str], process
     return process
 
 
-def work(path: str, environment: Mapping[str, str] | None = None, processes: int = 1) -> int:
-    """Do a job to its end, wherever this runs; on SIGTERM it is told to save and leave.
+class Work:
+    """Does a job to its end, wherever it is called; told to stop (SIGTERM, SIGINT), it has the job save and leave.
 
     Args:
-        path: folder of the job.
-        environment: variables of the process, besides this one's.
+        folder: of the job.
+        environment: variables of its process, besides those that there are.
         processes: that share the job's batches.
-
-    Returns:
-        The exit code of its process.
+        cwd: where the job runs.
     """
-    folder = JobFolder(Path(path))
-    with StopRequest() as stop:
-        while True:
-            try:
-                lock = Lock(folder.path)
-                break
-            except Held:  # an earlier process is still at it
+
+    def __init__(self, folder: Path, environment: Mapping[str, str], processes: int, cwd: Path) -> None:
+        self.folder, self.environment = folder, dict(environment)
+        self.processes, self.cwd = processes, cwd
+        self._process: Popen[bytes] | None = None
+
+    def __call__(self) -> int:
+        """Do it; return the exit code of its process."""
+        folder = JobFolder(self.folder)
+        with StopRequest() as stop:
+            while (lock := self._lock()) is None:  # an earlier process is still at it
                 time.sleep(POLL_SECONDS)
                 if stop.number is not None:
                     return 128 + stop.number
-        if folder.done:
-            lock.leave()
-            return 0
-        process = start(folder, lock, environment or {}, processes)
-        told = False
-        while process.poll() is None:
-            time.sleep(POLL_SECONDS)
-            if stop.number is not None and not told:
-                process.terminate()
-                told = True
-        return process.returncode
+            if folder.done:
+                lock.leave()
+                return 0
+            self._process = start(folder, lock, self.environment, self.processes, self.cwd)
+            told = False
+            while self._process.poll() is None:
+                time.sleep(POLL_SECONDS)
+                if stop.number is not None and not told:
+                    self._process.terminate()
+                    told = True
+            return self._process.returncode
+
+    def leave(self) -> Work:
+        """Have the job save and leave, from within a signal handler; return what goes on with it."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+        return Work(self.folder, self.environment, self.processes, self.cwd)
+
+    def _lock(self) -> Lock | None:
+        try:
+            return Lock(self.folder)
+        except Held:
+            return None
 
 
 def note_failure(folder: JobFolder, code: int) -> str:

@@ -32,6 +32,9 @@ class Task:
 class Executor(Protocol):
     """Runs tasks somewhere."""
 
+    queues: bool
+    """Whether a task may wait, once submitted."""
+
     @property
     def free(self) -> int:
         """How many tasks it takes now."""

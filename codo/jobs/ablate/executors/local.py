@@ -28,6 +28,8 @@ class LocalExecutor:
         CodoError: more threads than cores.
     """
 
+    queues = False
+
     def __init__(self, jobs: int | None, threads: int, processes: int = 1) -> None:
         cores, self.gpus = available_cores(), _gpus()
         self.processes = processes
