@@ -8,6 +8,7 @@ from types import TracebackType
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from codo.jobs.ablate.jobs import JobFolder
 from codo.jobs.ablate.plan import CellKey, Plan
@@ -55,7 +56,7 @@ class Display:
 
     def say(self, text: str, style: str = "") -> None:
         """Print a line above the table."""
-        (self._live.console if self._live is not None else errors).print(escape(text), style=style)
+        (self._live.console if self._live is not None else errors).print(Text(text, style))
 
     def note(self, job: str, what: str, style: str = "") -> None:
         """Print what became of a job."""
