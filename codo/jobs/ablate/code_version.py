@@ -1,4 +1,4 @@
-"""The version of the code that decides a job's numbers: hashes of its sources, comments and docstrings left out."""
+"""The version of the code that decides a job's numbers: hashes of the sources that the job imports, comments left out."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import ast
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
 import codo
 
-CONFIG = ("config/sections.py", "errors.py", "parts.py", "runs/seed.py", "runs/world.py", "runs/hardware.py")
-PARTS = ("augment", "backbones", "data", "heads", "model")
-DECIDES = {
-    "pretrain": (*CONFIG, *PARTS, "losses", "config/pretrain.py", "jobs/pretrain"),
-    "transfer": (*CONFIG, "backbones", "data", "heads", "model", "config/transfer.py", "jobs/transfer"),
-    "probe": (*CONFIG, *PARTS, "config/pretrain.py", "jobs/pretrain", "jobs/probe"),
-}
-"""Kind of job -> files and folders of codo/ that decide its numbers."""
+ROOT = Path(codo.__file__).parent
 
-SHOWS = ("jobs/pretrain/preview.py",)
-"""Files in these folders that decide none."""
+ENTRIES = {"pretrain": "jobs/pretrain/run.py", "transfer": "jobs/transfer/run.py", "probe": "jobs/probe/run.py"}
+"""Kind of job -> where it begins."""
+
+DECIDES_NONE = ("__init__.py", "_version.py", "config/__init__.py", "config/load.py", "config/presets.py", "runs/")
+"""Files that jobs import and that decide no numbers: what they compose is the resolved config, which is hashed itself,
+or how a run is recorded and shown."""
+
+OF_RUNS = ("runs/seed.py", "runs/world.py", "runs/hardware.py")
+"""Files of `runs` that do decide some."""
 
 
 def code_files(kind: str, custom: Iterable[str] = ()) -> dict[str, str]:
@@ -39,17 +39,30 @@ def code_files(kind: str, custom: Iterable[str] = ()) -> dict[str, str]:
         >>> "losses/info_nce.py" in code_files("pretrain"), "losses/info_nce.py" in code_files("transfer")
         (True, False)
     """
-    root = Path(codo.__file__).parent
-    found: dict[str, str] = {}
-    for name in DECIDES[kind]:
-        paths = [root / name] if name.endswith(".py") else sorted((root / name).rglob("*.py"))
-        found |= {path.relative_to(root).as_posix(): source_hash(path) for path in paths}
+    found = {name: source_hash(ROOT / name) for name in imported(ENTRIES[kind]) if _decides(name)}
     for part in custom:
         module = part.rpartition(":")[0]
         file = Path(module) if module.endswith(".py") else _module_file(module)
         if file is not None and file.is_file():
             found[module] = source_hash(file)
-    return {name: digest for name, digest in found.items() if name not in SHOWS}
+    return found
+
+
+@cache
+def imported(entry: str) -> tuple[str, ...]:
+    """List the files of codo that a file imports, directly or not, itself too; paths relative to codo/.
+
+    What a package hands on is looked for where it comes from: a name taken from `codo.model` leads to the one module of
+    it that defines the name.
+    """
+    seen: set[str] = set()
+    open_files = [entry]
+    while open_files:
+        name = open_files.pop()
+        if name not in seen and (ROOT / name).is_file():
+            seen.add(name)
+            open_files += _imports(ROOT / name)
+    return tuple(sorted(seen))
 
 
 @cache
@@ -71,6 +84,40 @@ def source_hash(path: Path) -> str:
 def changed_files(before: dict[str, str], now: dict[str, str]) -> list[str]:
     """Name the files that are not the same."""
     return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+
+
+def _decides(name: str) -> bool:
+    return name in OF_RUNS or not name.startswith(DECIDES_NONE)
+
+
+def _imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "codo":
+            for alias in node.names:
+                yield from _files(str(node.module), alias.name)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "codo":
+                    yield from _files(alias.name, None)
+
+
+def _files(module: str, name: str | None) -> Iterator[str]:
+    """Find the files that `from module import name` leads to."""
+    base = "/".join(module.split(".")[1:])
+    if (ROOT / f"{base}.py").is_file():
+        yield f"{base}.py"
+    elif name is not None and (ROOT / base / f"{name}.py").is_file():
+        yield f"{base}/{name}.py"
+    elif name is not None and (ROOT / base / name / "__init__.py").is_file():
+        yield f"{base}/{name}/__init__.py"
+    elif base:
+        package = f"{base}/__init__.py"
+        tree = ast.parse((ROOT / package).read_text(encoding="utf-8"))
+        homes = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and name in {a.name for a in n.names}]
+        if homes:
+            yield from _files(str(homes[0].module), name)
+        else:  # defined in the package itself
+            yield package
 
 
 def _is_text(node: ast.AST) -> bool:
