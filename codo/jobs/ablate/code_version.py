@@ -1,4 +1,4 @@
-"""The version of the code that decides a job's numbers: hashes of the sources that the job imports, comments left out."""
+"""The version of the code that decides a job's numbers: hashes of the sources that it imports, comments left out."""
 
 from __future__ import annotations
 

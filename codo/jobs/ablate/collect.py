@@ -100,6 +100,7 @@ def _cell(plan: Plan, key: CellKey, cell: CellPlan, folder: Path, failures: dict
         summary = jobs["transfer"].summary()
         curve = [Point(step=p["step"], epoch=p["epoch"], AP=p["AP"]) for p in summary["curve"]]
         metrics |= _numbers(summary["metrics"])
+        metrics |= {f"mask_{name}": value for name, value in _numbers(summary.get("mask_metrics") or {}).items()}
         metrics["curve_area"] = summary.get("curve_area", curve_area(curve))
         fingerprints["transfer"] = summary["fingerprint"]
         seconds["transfer"] = summary["train_seconds"]

@@ -136,7 +136,7 @@ class DataHashes:
         Raises:
             CodoError: they are missing or broken; with the line.
         """
-        key = digest(config.data.model_dump(exclude={"fraction"}), config.masks)
+        key = digest(config.data.model_dump(exclude={"fraction"}), config.detector)
         if key not in self._known:
             try:
                 whole = config.model_copy(update={"data": config.data.model_copy(update={"fraction": 1.0})})

@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from codo.config.transfer import TransferConfig
-from codo.jobs.transfer.coco_metrics import CocoMetrics, coco_metrics
 from codo.jobs.transfer.data import load_data
 from codo.jobs.transfer.dataset import DetectionDataset, steps_per_epoch
-from codo.jobs.transfer.evaluate import evaluate
+from codo.jobs.transfer.evaluate import Evaluation, assess, evaluate
 from codo.jobs.transfer.loop import Training, total_steps
 from codo.jobs.transfer.proof import normalisation
 from codo.jobs.transfer.run import fresh_detector
@@ -39,16 +38,16 @@ def time_transfer(config: TransferConfig) -> float:
     hardware.apply()
     detector = fresh_detector(config, len(data.labels), *normalisation(None)).to(hardware.device)
     sides = config.detection.min_size[-1], config.detection.max_size
-    train_set = DetectionDataset(data.train, data.labels, *sides, train=True, seed=config.seed)
+    train_set = DetectionDataset(data.train, data.labels, *sides, train=True, seed=config.seed, masks=data.masks)
     few = replace(data.val, images=data.val.images[:IMAGES])
     val_set = DetectionDataset(few, data.labels, *sides, train=False)
     spent: list[float] = []
 
-    def evaluate_few(on_image: Callable[[int, int], None] | None = None) -> CocoMetrics:
+    def evaluate_few(on_image: Callable[[int, int], None] | None = None) -> Evaluation:
         start = time.monotonic()
         found = evaluate(detector, val_set, list(data.labels), hardware)
         spent.append(time.monotonic() - start)
-        return coco_metrics(few, found.results, found.unreadable)
+        return assess(found, few, data.masks)
 
     optim = config.optim.model_copy(update={"epochs": None, "iterations": STEPS, "eval_every": STEPS})
     run = config.run.model_copy(update={"log_every": 1})

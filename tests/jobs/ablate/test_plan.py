@@ -7,7 +7,6 @@ import shutil
 import pytest
 
 from codo.errors import CodoError
-from codo.jobs.ablate import code_version
 from codo.jobs.ablate import plan as planning
 from codo.jobs.ablate.code_version import changed_files, code_files, source_hash
 from codo.jobs.ablate.jobs import Store
@@ -139,7 +138,18 @@ def test_the_code_version_is_of_what_the_code_does(tmp_path):
 
 def test_what_decides_numbers_is_in_the_code_version():
     pretrain, transfer = code_files("pretrain"), code_files("transfer")
-    assert {"augment/jitter.py", "losses/info_nce.py", "model/encoder.py", "jobs/pretrain/loop.py"} <= set(pretrain)
-    assert "jobs/transfer/loop.py" in transfer
-    assert "jobs/pretrain/preview.py" not in pretrain
-    assert set(code_version.DECIDES) == {"pretrain", "transfer", "probe"}
+    both = {"backbones/backbone.py", "heads/box.py", "data/coco.py", "runs/seed.py", "model/sync_bn.py"}
+    assert both | {"augment/jitter.py", "losses/info_nce.py", "model/encoder.py", "jobs/pretrain/loop.py"} <= set(
+        pretrain
+    )
+    assert both | {"jobs/transfer/loop.py", "jobs/transfer/detectors.py", "weights/source.py"} <= set(transfer)
+    assert not {"losses/info_nce.py", "augment/jitter.py", "jobs/pretrain/loop.py"} & set(transfer)
+    shown = {"jobs/pretrain/preview.py", "runs/console.py", "config/presets.py", "cli/pretrain.py", "__init__.py"}
+    assert not shown & (set(pretrain) | set(transfer))
+
+
+def test_a_part_of_its_own_is_found_where_it_is_imported_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_part_of_mine.py").write_text("x = 1\n")
+    assert "own_part_of_mine" in code_files("pretrain", ["own_part_of_mine:x"])
+    assert code_files("pretrain", ["not_there_at_all:x"]) == code_files("pretrain")
