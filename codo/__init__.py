@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from codo.errors import CodoError, Interrupted
     from codo.export import Exported, export_run
     from codo.heads import MLPProjector, RoIPool, box_head
+    from codo.jobs.ablate.run import AblateResult, ablate
     from codo.jobs.pretrain import PretrainResult, pretrain
     from codo.jobs.pretrain import resume as resume_pretrain
     from codo.jobs.probe.run import probe
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from codo.model import AlignedEncoder, MomentumEncoder, StageEncoder, build_encoder
 
 _HOMES = {
+    "AblateResult": "codo.jobs.ablate.run:AblateResult",
     "AlignedEncoder": "codo.model:AlignedEncoder",
     "AnchorJitter": "codo.augment:AnchorJitter",
     "Backbone": "codo.backbones:Backbone",
@@ -67,6 +69,7 @@ _HOMES = {
     "TransferConfig": "codo.config:TransferConfig",
     "TransferResult": "codo.jobs.transfer:TransferResult",
     "ViewSampler": "codo.augment:ViewSampler",
+    "ablate": "codo.jobs.ablate.run:ablate",
     "box_head": "codo.heads:box_head",
     "build_encoder": "codo.model:build_encoder",
     "export_run": "codo.export:export_run",
@@ -81,6 +84,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AblateResult",
     "AlignedEncoder",
     "AnchorJitter",
     "Backbone",
@@ -111,6 +115,7 @@ __all__ = [
     "TransferResult",
     "ViewSampler",
     "__version__",
+    "ablate",
     "box_head",
     "build_encoder",
     "export_run",

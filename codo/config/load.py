@@ -134,7 +134,7 @@ def _nest(key: str, value: Any, kind: type[BaseModel]) -> dict[str, Any]:
     for i, name in enumerate(names):
         fields = getattr(section, "model_fields", None)
         if not fields or name not in fields:
-            raise CodoError(_unknown(names[: i + 1], kind))
+            raise CodoError(unknown_field(names[: i + 1], kind))
         section = fields[name].annotation
     for name in reversed(names):
         value = {name: value}
@@ -164,7 +164,7 @@ def _fields(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from _fields(field.annotation, f"{prefix}{name}.")
 
 
-def _unknown(loc: Sequence[str], kind: type[BaseModel]) -> str:
+def unknown_field(loc: Sequence[str], kind: type[BaseModel]) -> str:
     """One line for a field that does not exist: near in spelling, or the same name in another section."""
     key, known = ".".join(loc), list(_fields(kind))
     near = [name for name in known if name.rpartition(".")[2] == loc[-1]]
@@ -179,7 +179,7 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     first = error.errors(include_url=False)[0]
     loc = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
-        return _unknown(loc, kind)
+        return unknown_field(loc, kind)
     message = first["msg"].removeprefix("Value error, ")
     if not loc:
         return f"config: {message}"

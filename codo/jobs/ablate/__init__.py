@@ -1,1 +1,1 @@
-"""Grids of pretrainings and transfers, with statistics over seeds."""
+"""The ablation job: a grid of rows, protocols and seeds; its plan, its run, its results."""

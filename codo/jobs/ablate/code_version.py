@@ -1,0 +1,136 @@
+"""The version of the code that decides a job's numbers: hashes of the sources that it imports, comments left out."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+import codo
+
+ROOT = Path(codo.__file__).parent
+
+ENTRIES = {"pretrain": "jobs/pretrain/run.py", "transfer": "jobs/transfer/run.py", "probe": "jobs/probe/run.py"}
+"""Kind of job -> where it begins."""
+
+DECIDES_NONE = ("__init__.py", "_version.py", "config/__init__.py", "config/load.py", "config/presets.py", "runs/")
+"""Files that jobs import and that decide no numbers: what they compose is the resolved config, which is hashed itself,
+or how a run is recorded and shown."""
+
+OF_RUNS = ("runs/seed.py", "runs/world.py", "runs/hardware.py")
+"""Files of `runs` that do decide some."""
+
+
+def code_files(kind: str, custom: Iterable[str] = ()) -> dict[str, str]:
+    """Hash the source files that decide a kind of job.
+
+    Args:
+        kind: `pretrain`, `transfer` or `probe`.
+        custom: dotted paths of a user's own parts, whose files count too.
+
+    Returns:
+        Path relative to codo/ (a user's own: as named) -> 8 hex digits.
+
+    Example:
+        >>> "losses/info_nce.py" in code_files("pretrain"), "losses/info_nce.py" in code_files("transfer")
+        (True, False)
+    """
+    found = {name: source_hash(ROOT / name) for name in imported(ENTRIES[kind]) if _decides(name)}
+    for part in custom:
+        module = part.rpartition(":")[0]
+        file = Path(module) if module.endswith(".py") else _module_file(module)
+        if file is not None and file.is_file():
+            found[module] = source_hash(file)
+    return found
+
+
+@cache
+def imported(entry: str) -> tuple[str, ...]:
+    """List the files of codo that a file imports, directly or not, itself too; paths relative to codo/.
+
+    What a package hands on is looked for where it comes from: a name taken from `codo.model` leads to the one module of
+    it that defines the name.
+    """
+    seen: set[str] = set()
+    open_files = [entry]
+    while open_files:
+        name = open_files.pop()
+        if name not in seen and (ROOT / name).is_file():
+            seen.add(name)
+            open_files += _imports(ROOT / name)
+    return tuple(sorted(seen))
+
+
+@cache
+def source_hash(path: Path) -> str:
+    """Hash what a source file does, 8 hex digits: formatting, comments and docstrings do not count."""
+    text = path.read_text(encoding="utf-8")
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            kept = [line for line in body if not _is_text(line)]
+            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]  # every node with a list of a body
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:8]
+
+
+def changed_files(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Name the files that are not the same."""
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+
+
+def _decides(name: str) -> bool:
+    return name in OF_RUNS or not name.startswith(DECIDES_NONE)
+
+
+def _imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "codo":
+            for alias in node.names:
+                yield from _files(str(node.module), alias.name)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "codo":
+                    yield from _files(alias.name, None)
+
+
+def _files(module: str, name: str | None) -> Iterator[str]:
+    """Find the files that `from module import name` leads to."""
+    base = "/".join(module.split(".")[1:])
+    if (ROOT / f"{base}.py").is_file():
+        yield f"{base}.py"
+    elif name is not None and (ROOT / base / f"{name}.py").is_file():
+        yield f"{base}/{name}.py"
+    elif name is not None and (ROOT / base / name / "__init__.py").is_file():
+        yield f"{base}/{name}/__init__.py"
+    elif base:
+        package = f"{base}/__init__.py"
+        tree = ast.parse((ROOT / package).read_text(encoding="utf-8"))
+        homes = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and name in {a.name for a in n.names}]
+        if homes:
+            yield from _files(str(homes[0].module), name)
+        else:  # defined in the package itself
+            yield package
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _module_file(module: str) -> Path | None:
+    here = str(Path.cwd())
+    sys.path.insert(0, here)  # where codo.parts looks, too
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    finally:
+        sys.path.remove(here)
+    return Path(spec.origin) if spec is not None and spec.origin else None

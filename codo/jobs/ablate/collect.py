@@ -1,0 +1,135 @@
+"""From finished jobs to results."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shlex
+from os.path import relpath
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from codo.errors import CodoError
+from codo.jobs.ablate.jobs import digest
+from codo.jobs.ablate.plan import CellKey, CellPlan, Plan
+from codo.jobs.ablate.results import Cell, Point, Results, Row
+from codo.jobs.pretrain.preview import preview
+from codo.runs.hardware import Hardware
+from codo.runs.record import RunFolder, environment
+
+LOSS_POINTS = 200
+SHEET_ROWS = 4
+
+
+def collect(plan: Plan, folder: Path, failures: dict[str, str], command: str) -> Results:
+    """Read what the jobs of a grid came to; cells that are missing are there too.
+
+    Args:
+        plan: of the grid.
+        folder: of the grid's results, to which paths are relative.
+        failures: job -> what went wrong.
+        command: that makes the grid again.
+    """
+    grid = plan.grid
+    run = grid.rows[0].pretrain.run
+    hardware = Hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu"), "fp32", 0, int(run.threads))
+    names = sorted(plan.jobs)
+    return Results(
+        title=grid.file.title,
+        question=grid.file.question,
+        design=grid.file.design,
+        reference=grid.reference,
+        rows=[Row(name=row.name, changes=row.changes, factors=row.plan.factors) for row in grid.rows],
+        protocols=list(grid.file.transfer),
+        seeds=list(grid.file.seeds),
+        metric=grid.file.metric,
+        cells=[_cell(plan, key, cell, folder, failures) for key, cell in plan.cells.items()],
+        environment=_plain(environment(digest(names), {"store": relpath(plan.store.path, folder)}, hardware)),
+        command=command,
+    )
+
+
+def draw_samples(plan: Plan, folder: Path) -> dict[str, str]:
+    """Draw a contact sheet of each pretrained row; those that are drawn stay.
+
+    Returns:
+        Row -> file, relative to `folder`.
+    """
+    drawn: dict[str, str] = {}
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    for row in plan.grid.rows:
+        names = [c.pretrain for k, c in plan.cells.items() if k.row == row.name and c.pretrain is not None]
+        if not names:
+            continue
+        slug = re.sub(r"[^a-z0-9]+", "-", row.name.lower()).strip("-") or "row"
+        name = f"samples/{slug}-{names[0][-16:-8]}.png"
+        config = plan.jobs[names[0]].settings if names[0] in plan.jobs else None
+        with contextlib.suppress(CodoError):  # a sheet is an extra: the results stand without it
+            if not (folder / name).is_file() and config is not None:
+                preview(config, SHEET_ROWS, folder / name)  # type: ignore[arg-type]  # a pretraining's settings
+            drawn[row.name] = name
+    return drawn
+
+
+def _cell(plan: Plan, key: CellKey, cell: CellPlan, folder: Path, failures: dict[str, str]) -> Cell:
+    jobs = {name.partition("-")[0]: plan.store.folder(name) for name in cell.jobs()}
+    commands = [shlex.join(["codo", *_relative(job.command(), folder)]) for job in jobs.values()]
+    found: dict[str, Any] = {
+        **key._asdict(),
+        "status": "missing",
+        "commands": commands,
+        "folders": {kind: relpath(job.run, folder) for kind, job in jobs.items() if kind != "probe"},
+    }
+    failed = [failures[name] for name in cell.jobs() if name in failures and not name.startswith("probe")]
+    if failed:
+        found |= {"status": "failed", "failure": failed[0]}
+    fingerprints, seconds, metrics = {}, {}, {}
+    if "pretrain" in jobs and jobs["pretrain"].done:
+        summary = jobs["pretrain"].summary()
+        fingerprints["pretrain"], seconds["pretrain"] = summary["fingerprint"], summary["seconds"]
+        found["loss"] = loss_curve(jobs["pretrain"].run)
+    if "probe" in jobs and jobs["probe"].done:
+        asked = plan.grid.file.probes
+        for name, value in _numbers(jobs["probe"].summary()["probes"]).items():
+            if isinstance(asked, bool) or name in asked:
+                metrics[f"probe/{name}"] = value
+    if jobs["transfer"].done:
+        summary = jobs["transfer"].summary()
+        curve = [Point(step=p["step"], epoch=p["epoch"], AP=p["AP"]) for p in summary["curve"]]
+        metrics |= _numbers(summary["metrics"])
+        metrics |= {f"mask_{name}": value for name, value in _numbers(summary.get("mask_metrics") or {}).items()}
+        metrics["curve_area"] = summary.get("curve_area", curve_area(curve))
+        fingerprints["transfer"] = summary["fingerprint"]
+        seconds["transfer"] = summary["train_seconds"]
+        found |= {"status": "done", "curve": curve, "errors": summary.get("errors") or {}}
+    return Cell(**found, metrics=metrics, fingerprints=fingerprints, seconds=seconds)
+
+
+def curve_area(curve: list[Point]) -> float | None:
+    """Average AP over the evaluations of a transfer; None where one has none."""
+    values = [point.AP for point in curve if point.AP is not None]
+    return sum(values) / len(values) if values and len(values) == len(curve) else None
+
+
+def loss_curve(run: Path) -> list[tuple[int, float]]:
+    """Read a pretraining's loss, thinned to about LOSS_POINTS steps."""
+    points = [(r["step"], r["loss"]) for r in RunFolder(run).metrics() if r.get("loss") is not None]
+    every = max(1, -(-len(points) // LOSS_POINTS))
+    return points[::-1][::every][::-1]  # the last one is kept
+
+
+def _numbers(tree: dict[str, Any]) -> dict[str, float | None]:
+    return {k: v for k, v in tree.items() if v is None or (isinstance(v, int | float) and not isinstance(v, bool))}
+
+
+def _relative(words: list[str], folder: Path) -> list[str]:
+    """Write paths of the store from the output folder."""
+    out = folder.parent.absolute()
+    return [relpath(word, out) if str(Path(word).absolute()).startswith(f"{out}/") else word for word in words]
+
+
+def _plain(tree: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(tree, default=str))

@@ -1,0 +1,73 @@
+"""What of a pretraining config is in force: an axis over a field that nothing reads would measure noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from codo.config.pretrain import PretrainConfig
+
+
+def inert(config: PretrainConfig) -> Iterator[tuple[str, str]]:
+    """List what this config does not read: dotted field or section, and why."""
+    if config.background:
+        yield "crop", "background is on: views are pasted"
+    else:
+        yield "paste", "background is off"
+    jitter = config.jitter
+    if not config.alignment:
+        yield "jitter", "alignment is off: no box is pooled"
+        for name in ("roi_sampling_ratio", "roi_aligned", "roi_canonical_size"):
+            yield f"model.{name}", "alignment is off: no box is pooled"
+    elif not config.background and jitter.custom is None:
+        yield "jitter", "background is off: the box is the canvas"
+    elif jitter.mode == "none" and jitter.custom is None:
+        yield "jitter.levels", "jitter.mode is none"
+    if jitter.mode != "ratio" or jitter.custom is not None:
+        for name in ("ratio", "p", "min_iou"):
+            yield f"jitter.{name}", "jitter.mode is not ratio"
+    if config.background and config.paste.source != "mix":
+        yield "paste.mix_probability", "paste.source is not mix"
+    if "level" not in config.loss_weights and not config.loss.custom:
+        yield "loss.levels", "the level loss is off"
+        yield "loss.level_weights", "the level loss is off"
+    if config.loss.form != "cosine":
+        yield "loss.predictor_hidden", "loss.form is not cosine"
+    if config.loss.negatives == "batch":
+        yield "loss.queue_size", "loss.negatives is batch: there is no queue"
+    if config.loss.form == "cosine" and not config.loss.dense:
+        for name in ("temperature", "negatives", "queue_size"):
+            yield f"loss.{name}", "loss.form is cosine: there are no negatives"
+
+
+def effective(config: PretrainConfig) -> dict[str, Any]:
+    """Flatten a config to the fields in force, weights of losses resolved; without `run`.
+
+    Example:
+        >>> off = PretrainConfig(background=False)
+        >>> "paste.source" in effective(off), effective(off)["loss.level"]
+        (False, 1.0)
+    """
+    fields = dict(_flat(config.model_dump(mode="json", exclude={"run"})))
+    for name in ("image", "instance", "level"):
+        fields[f"loss.{name}"] = config.loss_weights.get(name, 0.0)
+    if not config.uses_backgrounds:
+        fields.pop("data.backgrounds", None)
+    unread = [name for name, _ in inert(config)]
+    return {key: v for key, v in fields.items() if not any(key == n or key.startswith(f"{n}.") for n in unread)}
+
+
+def why_inert(fields: list[str], *configs: PretrainConfig) -> str:
+    """Say why none of `fields` is in force, in words; empty where nothing is known."""
+    reasons = [
+        reason for config in configs for name, reason in inert(config) for f in fields if f"{f}.".startswith(f"{name}.")
+    ]
+    return reasons[0] if reasons else ""
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

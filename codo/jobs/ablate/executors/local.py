@@ -1,0 +1,106 @@
+"""Jobs as processes of this machine, its cores and GPUs divided among them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+
+import torch
+
+from codo.errors import CodoError
+from codo.jobs.ablate.executors.base import Task
+from codo.jobs.ablate.lock import Held, Lock
+from codo.jobs.ablate.work import POLL_SECONDS, start
+from codo.runs.hardware import available_cores
+
+
+class LocalExecutor:
+    """Runs up to `jobs` processes at a time.
+
+    Args:
+        jobs: None takes one for each GPU, or as many as the cores bear.
+        threads: that each process computes with.
+        processes: of a job, each with a GPU of its own where there are GPUs.
+
+    Raises:
+        CodoError: more threads than cores.
+    """
+
+    queues = False
+
+    def __init__(self, jobs: int | None, threads: int, processes: int = 1) -> None:
+        cores, self.gpus = available_cores(), _gpus()
+        self.processes = processes
+        most = max(1, len(self.gpus) // processes if self.gpus else cores // (threads * processes))
+        self.jobs = jobs or most
+        if not self.gpus and self.jobs > most:
+            raise CodoError(
+                f"--jobs {self.jobs}: of {threads * processes} threads each exceed the {cores} cores of this machine; "
+                f"at most {most}"
+            )
+        self._running: dict[str, subprocess.Popen[bytes] | None] = {}  # None: another process is at it
+        self._tasks: dict[str, Task] = {}
+        self._slots: dict[str, int] = {}
+
+    @property
+    def free(self) -> int:
+        """How many tasks it takes now."""
+        return self.jobs - len(self._running)
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        """Start tasks."""
+        for task in tasks:
+            taken = set(self._slots.values())
+            self._slots[task.name] = next(i for i in range(self.jobs) if i not in taken)
+            self._tasks[task.name] = task
+            self._running[task.name] = self._start(task)
+
+    def _start(self, task: Task) -> subprocess.Popen[bytes] | None:
+        try:
+            lock = Lock(task.folder.path)
+        except Held:  # by a process that an earlier, killed `codo ablate` left behind
+            return None
+        variables = {"OMP_NUM_THREADS": str(task.threads)}
+        if self.gpus:
+            first = self._slots[task.name] * self.processes
+            own = [self.gpus[(first + i) % len(self.gpus)] for i in range(self.processes)]
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+        return start(task.folder, lock, variables, task.processes)
+
+    def ended(self) -> list[tuple[str, int]]:
+        """List name and exit code of the tasks that ended since the last call."""
+        found = []
+        for name, process in list(self._running.items()):
+            task = self._tasks[name]
+            if process is None:
+                if task.folder.done:
+                    found.append((name, 0))
+                else:
+                    self._running[name] = self._start(task)
+            elif process.poll() is not None:
+                found.append((name, process.returncode))
+        for name, _ in found:
+            del self._running[name], self._slots[name], self._tasks[name]
+        return found
+
+    def stop(self) -> None:
+        """Have all tasks save and leave, and wait for it."""
+        processes = [process for process in self._running.values() if process is not None]
+        for process in processes:
+            process.terminate()
+        try:
+            while any(process.poll() is None for process in processes):
+                time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:  # asked a second time
+            for process in processes:
+                process.kill()
+            raise
+
+
+def _gpus() -> list[str]:
+    if not torch.cuda.is_available():
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]

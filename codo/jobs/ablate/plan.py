@@ -1,0 +1,278 @@
+"""From a grid to jobs: what is shared, what is done, what the store has of another code or data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from codo.config.pretrain import PretrainConfig
+from codo.config.transfer import TransferConfig
+from codo.data.coco import background_paths, data_fingerprint
+from codo.data.images import list_images
+from codo.errors import CodoError
+from codo.jobs.ablate.code_version import changed_files, code_files
+from codo.jobs.ablate.jobs import Job, Kind, Store, config_hash, custom_paths, digest
+from codo.jobs.ablate.resolve import PRETRAINED, Grid, ResolvedRow
+from codo.jobs.pretrain.build import check_enough, find_sources
+from codo.jobs.transfer.data import load_data
+
+
+class CellKey(NamedTuple):
+    """Where a cell stands."""
+
+    row: str
+    protocol: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """The jobs of a cell, by name.
+
+    Attributes:
+        pretrain: None for `weights: none`.
+        transfer: gives the cell's figures.
+        probe: of the pretraining, where it is asked for.
+    """
+
+    pretrain: str | None
+    transfer: str
+    probe: str | None
+
+    def jobs(self) -> list[str]:
+        """List them in their order."""
+        return [name for name in (self.pretrain, self.transfer, self.probe) if name is not None]
+
+
+@dataclass
+class Plan:
+    """A grid as jobs.
+
+    Attributes:
+        grid: that it is of.
+        store: where the jobs lie.
+        jobs: name -> job, each once, what it needs before it.
+        cells: in the table's order.
+        notices: what the user should know: changed code, changed data.
+    """
+
+    grid: Grid
+    store: Store
+    jobs: dict[str, Job] = field(default_factory=dict)
+    cells: dict[CellKey, CellPlan] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+
+    def remaining(self) -> list[Job]:
+        """List the jobs that are not done."""
+        return [job for name, job in self.jobs.items() if not self.store.folder(name).done]
+
+    def counts(self) -> dict[str, tuple[int, int, int]]:
+        """Count per kind the jobs without sharing, the distinct ones, and those not done."""
+        asked = Counter(name.partition("-")[0] for cell in self.cells.values() for name in cell.jobs())
+        distinct = Counter(job.kind for job in self.jobs.values())
+        left = Counter(job.kind for job in self.remaining())
+        return {kind: (asked[kind], distinct[kind], left[kind]) for kind in ("pretrain", "transfer", "probe")}
+
+
+def make_plan(grid: Grid, store: Store, accept_code_change: bool = False) -> Plan:
+    """Lay out the jobs of a grid, and check its data sets.
+
+    Args:
+        grid: resolved.
+        store: of the jobs, which may hold some already.
+        accept_code_change: take finished jobs of another code for those of this one.
+
+    Raises:
+        CodoError: a data set is missing or broken, or too small; with the line of the YAML.
+    """
+    plan, data = Plan(grid, store), DataHashes(grid)
+    planner = _Planner(plan, data, accept_code_change)
+    for row in grid.rows:
+        for seed in grid.file.seeds:
+            pretrain = planner.pretrain(row, seed) if row.changes is not None else None
+            probe = planner.probe(row, seed, pretrain) if grid.file.probes else None
+            for protocol in grid.file.transfer:
+                transfer = planner.transfer(row, protocol, seed, pretrain)
+                names = [job.name if job is not None else None for job in (pretrain, transfer, probe)]
+                plan.cells[CellKey(row.name, protocol, seed)] = CellPlan(names[0], transfer.name, names[2])
+    plan.notices = list(planner.notices())
+    return plan
+
+
+class DataHashes:
+    """Names the images and annotations that configs read; each data set is looked at once."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self._known: dict[str, str] = {}
+
+    def of_pretrain(self, row: ResolvedRow) -> str:
+        """Hash the images of a row's pretraining.
+
+        Raises:
+            CodoError: they are missing or too few; with the line.
+        """
+        config = without_unused_backgrounds(row.pretrain)
+        data = config.data.model_copy(update={"limit": None})
+        key = digest(data.model_dump(), config.uses_backgrounds)
+        try:
+            if key not in self._known:
+                sources = find_sources(config.model_copy(update={"data": data}))
+                self._known[key] = f"{sources.fingerprint} {len(sources.foregrounds)}"
+            name, _, count = self._known[key].partition(" ")
+            check_enough(min(int(count), config.data.limit or int(count)), config)
+        except CodoError as error:
+            field_named = next((n for n in ("foregrounds", "backgrounds") if str(error).startswith(f"data.{n}")), None)
+            keys = ("data", field_named) if field_named else self._keys_of(str(error), row)
+            raise self.grid.source.error(keys, str(error)) from None
+        return name
+
+    def of_transfer(self, config: TransferConfig, protocol: str) -> str:
+        """Hash the images and annotations of a protocol.
+
+        Raises:
+            CodoError: they are missing or broken; with the line.
+        """
+        key = digest(config.data.model_dump(exclude={"fraction"}), config.detector)
+        if key not in self._known:
+            try:
+                whole = config.model_copy(update={"data": config.data.model_copy(update={"fraction": 1.0})})
+                self._known[key] = load_data(whole).fingerprint
+            except CodoError as error:
+                own = "data" in self.grid.file.transfer[protocol]
+                keys = ("transfer", protocol, "data") if own else ("data", "backgrounds")
+                raise self.grid.source.error(keys, str(error)) from None
+        return self._known[key]
+
+    def of_probes(self) -> str:
+        """Hash the images that the probes look at; those of the built-in sample data have the code's version."""
+        data = self.grid.base.data
+        paths = [] if data.foregrounds is None else list_images(Path(data.foregrounds))
+        if data.backgrounds is not None:
+            paths = [*paths, *background_paths(Path(data.backgrounds))]
+        return data_fingerprint(paths) if paths else ""
+
+    def _keys_of(self, message: str, row: ResolvedRow) -> tuple[str | int, ...]:
+        for name in ("foregrounds", "backgrounds"):
+            if getattr(row.pretrain.data, name) and str(getattr(row.pretrain.data, name)) in message:
+                return ("data", name)
+        return row.plan.keys
+
+
+class _Planner:
+    """Makes jobs, each once, and finds them in the store."""
+
+    def __init__(self, plan: Plan, data: DataHashes, accept: bool) -> None:
+        self.plan, self.data, self.accept = plan, data, accept
+        self._files: dict[tuple[str, ...], dict[str, str]] = {}
+        self._old_code: dict[str, list[str]] = {}
+        self._old_data: Counter[str] = Counter()
+        self._accepted: Counter[str] = Counter()
+
+    def pretrain(self, row: ResolvedRow, seed: int) -> Job:
+        config = without_unused_backgrounds(row.pretrain).model_copy(update={"seed": seed})
+        files = self._code("pretrain", config)
+        data = self.data.of_pretrain(row)
+        where = digest(config.data.model_dump())
+        return self._add(Job("pretrain", config_hash(config), data, digest(files), files, config, where, None, seed))
+
+    def transfer(self, row: ResolvedRow, protocol: str, seed: int, pretrain: Job | None) -> Job:
+        config = row.transfers[protocol].model_copy(update={"seed": seed})
+        data = self.data.of_transfer(config, protocol)
+        if pretrain is not None:
+            assert config.weights == PRETRAINED
+            path = self.plan.store.folder(pretrain.name).run.absolute()
+            config = config.model_copy(update={"weights": str(path)})
+        return self._add(self._after("transfer", config_hash(config), data, config, pretrain, seed))
+
+    def probe(self, row: ResolvedRow, seed: int, pretrain: Job | None) -> Job:
+        """Plan the probes of a pretraining, or of the untrained encoder; on the same images for every row."""
+        base = self.plan.grid.base
+        config = row.pretrain.model_copy(update={"seed": seed}) if pretrain is None else None
+        words = ["--canvas", str(base.canvas), "--seed", "0", "--device", base.run.device]
+        paths = {name: getattr(base.data, name) for name in ("foregrounds", "backgrounds")}
+        places = [word for name, path in paths.items() if path is not None for word in (f"--{name}", path)]
+        if pretrain is not None:
+            start = [str(self.plan.store.folder(pretrain.name).run.absolute())]
+        else:
+            start = ["none"]
+        own = digest("probe", words, None if config is None else config_hash(config))
+        job = self._after("probe", own, self.data.of_probes(), config, pretrain, seed)
+        if config is not None:
+            start += ["--config", str((self.plan.store.folder(job.name).path / "config.yaml").absolute())]
+        return self._add(replace(job, words=(*start, *words, *places)))
+
+    def _after(
+        self,
+        kind: Kind,
+        own: str,
+        data: str,
+        config: PretrainConfig | TransferConfig | None,
+        pretrain: Job | None,
+        seed: int,
+    ) -> Job:
+        """Make a job that starts from a pretraining, whose name's parts are parts of its own."""
+        files = self._code(kind, config)
+        where = digest(config.data.model_dump() if config is not None else None)
+        if pretrain is None:
+            return Job(kind, own, data, digest(files), files, config, where, None, seed)
+        own, data, code, where = (
+            digest(mine, theirs)
+            for mine, theirs in (
+                (own, pretrain.config),
+                (data, pretrain.data),
+                (files, pretrain.code),
+                (where, pretrain.where),
+            )
+        )
+        return Job(kind, own, data, code, files, config, where, pretrain.name, seed)
+
+    def _code(self, kind: Kind, config: PretrainConfig | TransferConfig | None) -> dict[str, str]:
+        custom = sorted(custom_paths(config.model_dump() if config is not None else {}))
+        if (kind, *custom) not in self._files:
+            self._files[kind, *custom] = code_files(kind, custom)
+        return self._files[kind, *custom]
+
+    def _add(self, job: Job) -> Job:
+        store = self.plan.store
+        if job.name in self.plan.jobs:
+            return self.plan.jobs[job.name]
+        if not store.folder(job.name).done:
+            for record in store.similar(job):
+                if record["data"] != job.data:
+                    if record["where"] != job.where:
+                        continue  # of another data set, not of one that changed
+                    self._old_data[job.kind] += 1
+                    break
+                if not store.folder(record["name"]).done:
+                    continue
+                changed = changed_files(record["files"], job.files)
+                if self.accept and record["needs"] == job.needs:
+                    self._accepted[job.kind] += 1
+                    job = replace(job, code=record["code"], files=record["files"])
+                    break
+                self._old_code[job.kind] = sorted({*self._old_code.get(job.kind, []), *changed})
+                break
+        self.plan.jobs[job.name] = job
+        return job
+
+    def notices(self) -> Iterator[str]:
+        """Say what is found in the store and not reused, and what is reused though it is of another code."""
+        for kind, changed in self._old_code.items():
+            names = ", ".join(changed[:4]) + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
+            why = f"codo/ changed since ({names})" if changed else "their pretraining is made anew"
+            yield f"finished {kind} jobs are run again: {why}; --accept-code-change keeps the old ones"
+        for kind, count in self._old_data.items():
+            yield f"{count} {kind} jobs are run again: the images or annotations changed since; the old ones are kept"
+        for kind, count in self._accepted.items():
+            yield f"{count} {kind} jobs are those of another version of the code, as --accept-code-change asks"
+
+
+def without_unused_backgrounds(config: PretrainConfig) -> PretrainConfig:
+    """Leave out the backgrounds that a config pastes nothing on, so that it does not depend on them."""
+    if config.uses_backgrounds or config.data.foregrounds is None:
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"backgrounds": None})})

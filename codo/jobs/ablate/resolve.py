@@ -1,0 +1,247 @@
+"""Rows as configs: the base, its changes, the equal budget; and the refusal of rows that are no comparison."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from codo.config.load import differences, load_config, load_pretrain_config
+from codo.config.presets import PRETRAIN_PRESETS, TRANSFER_PRESETS
+from codo.config.pretrain import PretrainConfig
+from codo.config.sections import ArchitectureSection
+from codo.config.transfer import TransferConfig
+from codo.errors import CodoError
+from codo.jobs.ablate.effective import effective, why_inert
+from codo.jobs.ablate.grid import (
+    SHORT,
+    Change,
+    GridFile,
+    RowPlan,
+    check_error,
+    flatten,
+    read_grid,
+    reference_of,
+    refuse_reserved,
+    rows_of,
+)
+from codo.jobs.ablate.lines import Source
+
+PRETRAINED = "pretrained"
+"""Stands for the weights of the row's own pretraining, in a transfer's config."""
+
+
+@dataclass(frozen=True)
+class ResolvedRow:
+    """A row as what it runs, but for the seed.
+
+    Attributes:
+        plan: where it comes from.
+        changes: dotted field -> value against the base, epochs that the budget sets too; None is `weights: none`.
+        pretrain: its pretraining; of `weights: none` the base's, whose architecture it has.
+        transfers: protocol -> its transfer, `weights` being `none` or PRETRAINED.
+    """
+
+    plan: RowPlan
+    changes: dict[str, Any] | None
+    pretrain: PretrainConfig
+    transfers: dict[str, TransferConfig]
+
+    @property
+    def name(self) -> str:
+        """As the table names it."""
+        return self.plan.name
+
+    @property
+    def composites(self) -> int:
+        """Images composed for each foreground over the whole pretraining."""
+        return 0 if self.changes is None else self.pretrain.optim.epochs * (self.pretrain.views + 1)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid whose form is checked and whose rows are resolved.
+
+    Attributes:
+        file: as written.
+        source: the YAML and its lines.
+        base: the base's pretraining.
+        rows: in the table's order.
+        reference: name of a row.
+    """
+
+    file: GridFile
+    source: Source
+    base: PretrainConfig
+    rows: list[ResolvedRow]
+    reference: str
+
+
+def load_grid(path: Path, seeds: tuple[int, ...] | None = None, expand: bool = True) -> Grid:
+    """Read, check and resolve a grid; the data sets are not looked at.
+
+    Args:
+        path: YAML.
+        seeds: in place of the grid's own.
+        expand: put environment variables in place of `${NAME}`.
+
+    Raises:
+        CodoError: in one line that names the line of the YAML.
+    """
+    file, source = read_grid(path, expand)
+    if seeds:
+        file = file.model_copy(update={"seeds": seeds})
+    plans = rows_of(file, source)
+    reference = reference_of(file, plans, source)
+    base = _Base(file, source)
+    rows = [base.resolve(plan) for plan in plans]
+    _check_differences(rows, source)
+    return Grid(file, source, base.pretrain, rows, reference)
+
+
+class _Base:
+    """The base of a grid, from which rows are resolved."""
+
+    def __init__(self, file: GridFile, source: Source) -> None:
+        self.file, self.source = file, source
+        tree = dict(file.base)
+        self.preset, config = tree.pop("preset", None), tree.pop("config", None)
+        if self.preset is not None and self.preset not in PRETRAIN_PRESETS:
+            raise source.error(
+                ("base", "preset"), f"no preset {self.preset!r}; there are {', '.join(PRETRAIN_PRESETS)}"
+            )
+        self.config = Path(config) if config is not None else None
+        changes = flatten(tree, ("base",), source, PretrainConfig)
+        for change in changes:
+            refuse_reserved(change, source, ("seed",))
+            if change.field in ("data.foregrounds", "data.backgrounds"):
+                raise source.error(change.keys, f"write it under `{change.field}`, at the top")
+        data = [
+            Change(f"data.{name}", str(Path(value).absolute()), ("data", name))
+            for name, value in file.data.model_dump().items()
+            if value is not None
+        ]
+        self.changes = [*data, *changes]
+        self.pretrain = self._pretrain([], ("base",))
+        self.protocols = {name: self._protocol(name, dict(tree)) for name, tree in file.transfer.items()}
+
+    def resolve(self, plan: RowPlan) -> ResolvedRow:
+        """Resolve a row."""
+        if plan.changes is None:
+            return ResolvedRow(plan, None, self.pretrain, self._transfers(plan, [], self.pretrain))
+        own = [c for c in plan.changes if not c.field.startswith("transfer.")]
+        config = self._pretrain(own, plan.keys)
+        changes = {c.field: c.value for c in plan.changes}
+        if self.file.budget == "composites":
+            for change in own:
+                if change.field == "optim.epochs" or change.field.startswith("data."):
+                    message = f"{change.field} is not free under the budget of equal composites; say `budget: epochs`"
+                    raise self.source.error(change.keys, message)
+            epochs = equal_epochs(self.pretrain, config.views)
+            if epochs != config.optim.epochs:
+                changes["optim.epochs"] = epochs
+                config = self._pretrain([*own, Change("optim.epochs", epochs, plan.keys)], plan.keys)
+        return ResolvedRow(plan, changes, config, self._transfers(plan, list(plan.changes), config))
+
+    def _pretrain(self, changes: list[Change], keys: tuple[str | int, ...]) -> PretrainConfig:
+        merged = {c.field: c for c in [*self.changes, *changes]}
+        flags = {name: c.value for name, c in merged.items() if c.value is not None}
+        absent = [f"{name}=null" for name, c in merged.items() if c.value is None]
+        try:
+            config = load_pretrain_config(preset=self.preset, file=self.config, flags=flags, sets=absent)
+        except CodoError as error:
+            if self.config is not None and str(self.config) in str(error).partition(" (in ")[0]:
+                raise self.source.error(("base", "config"), str(error)) from None
+            raise check_error(error, [*self.changes, *changes], keys, self.source) from None
+        return config.model_copy(update={"run": fixed_threads(config.run)})
+
+    def _protocol(self, name: str, tree: dict[str, Any]) -> tuple[str | None, list[Change]]:
+        """Read a protocol: its preset, and its fields."""
+        preset, keys, source = tree.pop("preset", None), ("transfer", name), self.source
+        if preset is not None and preset not in TRANSFER_PRESETS:
+            raise source.error((*keys, "preset"), f"no preset {preset!r}; there are {', '.join(TRANSFER_PRESETS)}")
+        short = [Change(SHORT[key], tree.pop(key), (*keys, key)) for key in list(tree) if key in SHORT]
+        if isinstance(tree.get("data"), str):
+            short.append(Change("data.root", tree.pop("data"), (*keys, "data")))
+        changes = [*flatten(tree, keys, source, TransferConfig), *short]
+        for change in changes:
+            refuse_reserved(change, source, ("weights", "seed", "architecture"))
+        paths = ("data.root", "data.train_json", "data.val_json", "data.images", "data.val_images")
+        if not any(c.field in paths for c in changes) and self.file.data.backgrounds is not None:
+            changes.append(Change("data.root", self.file.data.backgrounds, ("data", "backgrounds")))
+        return preset, [
+            Change(c.field, str(Path(c.value).absolute()), c.keys) if c.field in paths and c.value else c
+            for c in changes
+        ]
+
+    def _transfers(self, plan: RowPlan, changes: list[Change], config: PretrainConfig) -> dict[str, TransferConfig]:
+        own = [
+            Change(c.field.removeprefix("transfer."), c.value, c.keys)
+            for c in changes
+            if c.field.startswith("transfer.")
+        ]
+        model = config.model.model_dump(include=set(ArchitectureSection.model_fields))
+        fixed = {f"architecture.{name}": value for name, value in model.items()}
+        fixed["weights"] = "none" if plan.changes is None else PRETRAINED
+        found = {}
+        for name, (preset, fields) in self.protocols.items():
+            merged = {c.field: c for c in [*fields, *own]}
+            if plan.changes is None:
+                merged.pop("load", None)  # of weights that there are none of
+            sets = {key: c.value for key, c in merged.items()}
+            for one, other in (("optim.epochs", "optim.iterations"), ("optim.iterations", "optim.epochs")):
+                if sets.get(one) is not None and other not in sets:
+                    sets[other] = None  # the length given takes the place of the preset's
+            flags = {key: value for key, value in sets.items() if value is not None} | fixed
+            absent = [f"{key}=null" for key, value in sets.items() if value is None]
+            try:
+                transfer = load_config(
+                    TransferConfig, TRANSFER_PRESETS, preset=preset, default_preset="small", flags=flags, sets=absent
+                )
+            except CodoError as error:
+                keys = plan.keys if own else ("transfer", name)
+                raise check_error(error, list(merged.values()), keys, self.source) from None
+            found[name] = transfer.model_copy(update={"run": fixed_threads(transfer.run)})
+        return found
+
+
+def equal_epochs(base: PretrainConfig, views: int) -> int:
+    """Count the epochs that compose as many images as the base's: a sample costs V query views and one key.
+
+    Rounded to whole epochs, at least one; the difference is under half an epoch of the row.
+
+    Example:
+        >>> equal_epochs(PretrainConfig(views=2), 1)  # 200 x 3 = 300 x 2
+        300
+    """
+    return max(1, round(base.optim.epochs * (base.views + 1) / (views + 1)))
+
+
+def fixed_threads(run: Any) -> Any:
+    """Settle the number of threads, which decides how sums are rounded: one, unless the grid says otherwise."""
+    return run.model_copy(update={"threads": 1}) if run.threads == "auto" else run
+
+
+def what_differs(row: ResolvedRow) -> str:
+    """Name what decides a row's numbers."""
+    pretrain = None if row.changes is None else effective(row.pretrain)
+    transfers = {name: config.model_dump(mode="json", exclude={"run"}) for name, config in row.transfers.items()}
+    return json.dumps([pretrain, transfers], sort_keys=True)
+
+
+def _check_differences(rows: list[ResolvedRow], source: Source) -> None:
+    """Refuse an axis that changes nothing, and two rows that are the same."""
+    by_name = {row.name: row for row in rows}
+    seen: dict[str, ResolvedRow] = {}
+    for row in rows:
+        told = what_differs(row)
+        before = by_name.get(row.plan.before or "")
+        if before is not None and told == what_differs(before):
+            fields = list(differences(before.pretrain, row.pretrain))
+            why = why_inert(fields, before.pretrain, row.pretrain) if fields else "these are the values already"
+            raise source.error(row.plan.keys, f"changes nothing against {before.name!r}: {why}")
+        if told in seen:
+            message = f"the rows {seen[told].name!r} and {row.name!r} resolve to the same config"
+            raise source.error(row.plan.keys, message)
+        seen[told] = row

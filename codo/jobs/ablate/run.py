@@ -1,0 +1,182 @@
+"""The ablation job: from a grid's YAML to results and their report."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from codo.errors import CodoError
+from codo.jobs.ablate.collect import collect, draw_samples
+from codo.jobs.ablate.executors import Executor, LocalExecutor
+from codo.jobs.ablate.jobs import Store
+from codo.jobs.ablate.lock import Lock
+from codo.jobs.ablate.plan import Plan, make_plan
+from codo.jobs.ablate.resolve import Grid, load_grid
+from codo.jobs.ablate.results import Results
+from codo.jobs.ablate.schedule import Schedule
+from codo.runs.console import errors, warn
+from codo.runs.files import write_text
+
+DEFAULT_OUT = Path("runs/ablate")
+EXECUTORS = ("local", "slurm", "ray")
+
+
+@dataclass(frozen=True)
+class AblateResult:
+    """A grid that was run.
+
+    Attributes:
+        path: folder of its results.json and report.
+        results: what they hold.
+        failures: job -> what went wrong, in a line.
+
+    Example:
+        >>> done = AblateResult(Path("runs/ablate/ladder"), results, {})  # doctest: +SKIP
+        >>> done.results.cell("full", "small", 0).metrics["AP"]  # doctest: +SKIP
+        31.4
+    """
+
+    path: Path
+    results: Results
+    failures: dict[str, str]
+
+
+def ablate(
+    grid: Path | str,
+    out: Path | str | None = None,
+    *,
+    jobs: int | None = None,
+    executor: str = "local",
+    fail_fast: bool = False,
+    retry_failed: bool = False,
+    seeds: Sequence[int] | None = None,
+    accept_code_change: bool = False,
+    options: Sequence[str] = (),
+) -> AblateResult:
+    """Run what a grid asks for and is not done yet, and report; called again, it goes on.
+
+    Args:
+        grid: YAML, see docs/ablate.md.
+        out: folder of the jobs, which grids share, and of each grid's results; None is `runs/ablate`.
+        jobs: how many run at a time; None is as many as cores or GPUs bear.
+        executor: `local`, `slurm` or `ray`.
+        fail_fast: end at the first failure.
+        retry_failed: try again what failed before.
+        seeds: in place of the grid's own.
+        accept_code_change: take finished jobs of another version of the code.
+        options: `name=value` for the executor, e.g. `partition=gpu`.
+
+    Raises:
+        CodoError: a mistake in the grid, with its line; data that is missing; a folder in use.
+        Interrupted: after Ctrl-C or SIGTERM, with the jobs' state saved.
+
+    Example:
+        >>> done = codo.ablate("experiments/small/ladder.yaml", jobs=2)  # doctest: +SKIP
+        >>> done.results.cell("baseline", "fine-tuned", 0).metrics["AP"]  # doctest: +SKIP
+        31.4
+    """
+    path, out = Path(grid), Path(out) if out is not None else DEFAULT_OUT
+    if executor not in EXECUTORS:
+        raise CodoError(f"--executor {executor}: one of {', '.join(EXECUTORS)}")
+    loaded = load_grid(path, tuple(seeds) if seeds else None)
+    folder = out / path.stem
+    with Lock(out):
+        plan = make_plan(loaded, Store(out / "jobs"), accept_code_change)
+        for notice in plan.notices:
+            warn(notice)
+        runner = make_executor(executor, jobs, plan, options)
+        write_text(folder / "grid.yaml", path.read_text(encoding="utf-8"))
+        for name, job in plan.jobs.items():
+            place = plan.store.folder(name)
+            if not place.done:
+                place.write(job)
+                if retry_failed:
+                    place.forget_failure()
+        command = go_on(path, out, jobs, executor, seeds, accept_code_change, options)
+        schedule = Schedule(plan, runner, fail_fast, command)
+        tell_failures(schedule)
+        schedule.run()
+        results = collect(plan, folder, schedule.failures, command)
+        results = results.model_copy(update={"samples": draw_samples(plan, folder)})
+        results.write(folder / "results.json")
+        from codo.jobs.ablate.report import write_report
+
+        write_report(folder, results)
+    return AblateResult(folder, results, schedule.failures)
+
+
+def plan_grid(
+    grid: Path | str,
+    out: Path | str | None = None,
+    seeds: Sequence[int] | None = None,
+    accept_code_change: bool = False,
+) -> Plan:
+    """Plan a grid without running anything, as `--dry-run` shows it; arguments as those of `ablate`."""
+    loaded: Grid = load_grid(Path(grid), tuple(seeds) if seeds else None)
+    return make_plan(loaded, Store((Path(out) if out is not None else DEFAULT_OUT) / "jobs"), accept_code_change)
+
+
+def make_executor(name: str, jobs: int | None, plan: Plan, options: Sequence[str]) -> Executor:
+    """Make an executor.
+
+    Raises:
+        CodoError: its package is not installed, or its options are none.
+    """
+    given = dict(_option(text) for text in options)
+    if name == "slurm":
+        from codo.jobs.ablate.executors.slurm import SlurmExecutor
+
+        return SlurmExecutor(plan.store.path.parent / "slurm", jobs, given)
+    if name == "ray":
+        from codo.jobs.ablate.executors.ray import RayExecutor
+
+        return RayExecutor(jobs, given)
+    if given:
+        raise CodoError(f"--executor-option {options[0]}: the local executor has none")
+    return LocalExecutor(jobs, threads_of(plan), plan.grid.file.processes)
+
+
+def threads_of(plan: Plan) -> int:
+    """Tell how many threads a process of a job computes with, at most."""
+    runs = [run for row in plan.grid.rows for run in (row.pretrain.run, *(t.run for t in row.transfers.values()))]
+    return max(int(run.threads) for run in runs)
+
+
+def tell_failures(schedule: Schedule) -> None:
+    """Say which jobs failed in an earlier session, and how to try them again."""
+    if schedule.failures:
+        errors.print(
+            f"{len(schedule.failures)} jobs failed before and are left alone; --retry-failed tries them again",
+            markup=False,
+        )
+
+
+def go_on(
+    grid: Path,
+    out: Path,
+    jobs: int | None,
+    executor: str,
+    seeds: Sequence[int] | None,
+    accept_code_change: bool,
+    options: Sequence[str],
+) -> str:
+    """Compose the command that goes on."""
+    words = ["codo", "ablate", str(grid), "--out", str(out)]
+    words += ["--jobs", str(jobs)] if jobs else []
+    words += ["--executor", executor] if executor != "local" else []
+    words += ["--seeds", ",".join(map(str, seeds))] if seeds else []
+    words += ["--accept-code-change"] if accept_code_change else []
+    words += [word for option in options for word in ("--executor-option", option)]
+    return shlex.join(words)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise CodoError(f"--executor-option {text}: write name=value, e.g. partition=gpu")
+    return name, yaml.safe_load(value)

@@ -1,0 +1,161 @@
+"""Doing one job: the command that begins it or goes on with it, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from subprocess import DEVNULL, STDOUT, Popen
+
+import yaml
+
+import codo
+from codo.jobs.ablate.jobs import JobFolder
+from codo.jobs.ablate.lock import Held, Lock
+from codo.runs.files import write_json
+from codo.runs.interrupt import StopRequest
+
+POLL_SECONDS = 0.2
+
+CHECKOUT = Path(codo.__file__).parents[1]
+"""What jobs import codo from, whatever is installed where they run."""
+
+
+def next_arguments(folder: JobFolder) -> list[str]:
+    """Compose the command that begins the job, or goes on where it was killed; clears what cannot be gone on with."""
+    if all((folder.run / name).is_file() for name in ("config.yaml", "checkpoint.pt")):
+        return [folder.kind, "--resume", str(folder.run)]
+    shutil.rmtree(folder.run, ignore_errors=True)  # killed before its first checkpoint
+    return folder.command()
+
+
+def start(
+    folder: JobFolder, lock: Lock, environment: Mapping[str, str], processes: int = 1, cwd: Path | None = None
+) -> Popen[bytes]:
+    """Start a job; its process takes the lock over, so that it is held for as long as the job runs.
+
+    Args:
+        folder: of the job, with its config.yaml.
+        lock: of that folder.
+        environment: variables of the process, besides this one's.
+        processes: that share the job's batches.
+        cwd: where it runs; None is here.
+    """
+    words = next_arguments(folder)
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    several = processes > 1 and folder.kind != "probe"
+    command = [sys.executable, "-m", *(torchrun if several else []), "codo.cli", *words]
+    paths = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | dict(environment)
+    if folder.kind == "probe":
+        folder.run.mkdir(exist_ok=True)
+    with open(folder.path / "log.txt", "ab") as log:
+        log.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} codo {' '.join(words)}\n".encode())
+        log.flush()
+        process = Popen(
+            command,
+            stdin=DEVNULL,
+            stdout=log,
+            stderr=STDOUT,
+            env=variables,
+            cwd=cwd,
+            pass_fds=[lock.descriptor],
+            start_new_session=True,  # Ctrl-C is for `codo ablate`, which tells the job
+        )
+    lock.note(process.pid)
+    lock.leave()
+    return process
+
+
+class Work:
+    """Does a job to its end, wherever it is called; told to stop (SIGTERM, SIGINT), it has the job save and leave.
+
+    Args:
+        folder: of the job.
+        environment: variables of its process, besides those that there are.
+        processes: that share the job's batches.
+        cwd: where the job runs.
+    """
+
+    def __init__(self, folder: Path, environment: Mapping[str, str], processes: int, cwd: Path) -> None:
+        self.folder, self.environment = folder, dict(environment)
+        self.processes, self.cwd = processes, cwd
+        self._process: Popen[bytes] | None = None
+
+    def __call__(self) -> int:
+        """Do it; return the exit code of its process."""
+        folder = JobFolder(self.folder)
+        with StopRequest() as stop:
+            while (lock := self._lock()) is None:  # an earlier process is still at it
+                time.sleep(POLL_SECONDS)
+                if stop.number is not None:
+                    return 128 + stop.number
+            if folder.done:
+                lock.leave()
+                return 0
+            self._process = start(folder, lock, self.environment, self.processes, self.cwd)
+            told = False
+            while self._process.poll() is None:
+                time.sleep(POLL_SECONDS)
+                if stop.number is not None and not told:
+                    self._process.terminate()
+                    told = True
+            return self._process.returncode
+
+    def leave(self) -> Work:
+        """Have the job save and leave, from within a signal handler; return what goes on with it."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+        return Work(self.folder, self.environment, self.processes, self.cwd)
+
+    def _lock(self) -> Lock | None:
+        try:
+            return Lock(self.folder)
+        except Held:
+            return None
+
+
+def note_failure(folder: JobFolder, code: int) -> str:
+    """Say in a line why a job ended without a result, and write failed.json unless it was killed from outside.
+
+    Args:
+        folder: of the job.
+        code: exit code of its process; minus a signal's number.
+    """
+    if code < 0:
+        return f"killed by signal {-code}{' (out of memory?)' if code == -9 else ''}; it goes on when it is run again"
+    message = last_line(folder.path / "log.txt") or f"exit code {code}, no message"
+    write_json(folder.path / "failed.json", {"message": message, "code": code, "time": time.strftime("%Y-%m-%d %H:%M")})
+    return message
+
+
+def last_line(log: Path) -> str:
+    """Find the last line that says something."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, log.stat().st_size - 8192))
+            lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines()]
+    except OSError:
+        return ""
+    return next((line.removeprefix("Error: ") for line in reversed(lines) if line), "")
+
+
+def progress(folder: JobFolder) -> float | None:
+    """Tell the share of a running job that is done, from what it logged; None before its first line."""
+    try:
+        config = yaml.safe_load((folder.run / "config.yaml").read_text(encoding="utf-8"))
+        with open(folder.run / "metrics.jsonl", "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+            lines = file.read().split(b"\n")
+        record = json.loads(lines[-2])
+        optim = config["optim"]
+        if optim.get("epochs"):
+            return min(1.0, float(record["epoch"]) / float(optim["epochs"]))
+        return min(1.0, float(record["step"]) / float(optim["iterations"]))
+    except (OSError, IndexError, KeyError, TypeError, ValueError, yaml.YAMLError):
+        return None

@@ -1,0 +1,195 @@
+"""Where jobs run: a process of this machine, submitit's local executor in place of Slurm; the table that is shown."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import pytest
+from rich.console import Console
+
+from codo.errors import CodoError
+from codo.jobs.ablate.display import Display
+from codo.jobs.ablate.executors import LocalExecutor, Task
+from codo.jobs.ablate.jobs import Store
+from codo.jobs.ablate.plan import make_plan
+from codo.jobs.ablate.resolve import load_grid
+from codo.jobs.ablate.run import make_executor
+from codo.jobs.ablate.schedule import Schedule
+from codo.jobs.ablate.work import last_line, note_failure
+from codo.runs import console
+from tests.jobs.ablate.conftest import BASE
+
+
+class Pretend:
+    """An executor whose tasks end at once, with the exit codes given."""
+
+    queues = False
+
+    def __init__(self, jobs: int, codes: dict[str, list[int]] | None = None) -> None:
+        self.jobs, self.codes, self.order = jobs, codes or {}, []
+        self.running: list[Task] = []
+
+    @property
+    def free(self) -> int:
+        return self.jobs - len(self.running)
+
+    def submit(self, tasks) -> None:
+        assert len(tasks) <= self.free
+        self.running += tasks
+        self.order += [task.name for task in tasks]
+
+    def ended(self):
+        found = []
+        for task in self.running:
+            code = self.codes.get(task.folder.kind, [0]).pop(0) if self.codes.get(task.folder.kind) else 0
+            task.folder.run.mkdir(parents=True, exist_ok=True)
+            if code == 0:
+                task.folder.result.write_text('{"metrics": {"AP": 1.5}}')
+            found.append((task.name, code))
+        self.running = []
+        return found
+
+    def stop(self) -> None:
+        pass
+
+
+@pytest.fixture
+def plan(write_grid, tmp_path):
+    plan = make_plan(load_grid(write_grid(include_none=True)), Store(tmp_path / "jobs"))
+    for name, job in plan.jobs.items():
+        plan.store.folder(name).write(job)
+    return plan
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch):
+    monkeypatch.setattr("codo.jobs.ablate.schedule.POLL_SECONDS", 0.0)
+
+
+def test_each_job_runs_once_after_what_it_needs_and_seed_by_seed(plan):
+    executor = Pretend(2)
+    Schedule(plan, executor).run()
+    assert sorted(executor.order) == sorted(plan.jobs)
+    for name, job in plan.jobs.items():
+        assert job.needs is None or executor.order.index(job.needs) < executor.order.index(name)
+    seeds = [plan.jobs[name].seed for name in executor.order]
+    assert seeds.index(1) >= 4, "rows of one seed are done together, but for a free core"
+
+
+def test_a_job_that_was_stopped_from_outside_goes_on(plan, capsys):
+    executor = Pretend(1, {"pretrain": [143, 0]})
+    schedule = Schedule(plan, executor)
+    schedule.run()
+    assert set(schedule.states.values()) == {"done"}
+    assert executor.order.count(executor.order[1]) == 2
+    assert "was stopped from outside; it goes on" in capsys.readouterr().err
+
+
+def test_what_needs_a_failed_job_is_not_run(plan, capsys):
+    executor = Pretend(1, {"pretrain": [2]})
+    schedule = Schedule(plan, executor)
+    schedule.run()
+    assert sorted(schedule.states.values()) == ["blocked", "done", *["done"] * 7, "failed"]
+    assert "FAILED: exit code 2, no message" in capsys.readouterr().err
+    assert Schedule(plan, Pretend(1)).states == schedule.states, "it is remembered"
+
+
+def test_a_job_killed_by_a_signal_is_run_again_next_time(plan):
+    schedule = Schedule(plan, Pretend(1, {"pretrain": [-9]}))
+    schedule.run()
+    assert "killed by signal 9 (out of memory?)" in next(iter(schedule.failures.values()))
+    again = Schedule(plan, Pretend(1))
+    again.run()
+    assert set(again.states.values()) == {"done"}
+
+
+def test_the_last_line_says_why(plan, tmp_path):
+    folder = plan.store.folder(next(iter(plan.jobs)))
+    (folder.path / "log.txt").write_text("codo pretrain\nmore\nError: data.foregrounds: gone\n\n")
+    assert note_failure(folder, 2) == "data.foregrounds: gone"
+    assert folder.failure["message"] == "data.foregrounds: gone"
+    assert last_line(tmp_path / "absent") == ""
+
+
+def test_the_table_shows_every_cell(plan, monkeypatch):
+    text = io.StringIO()
+    monkeypatch.setattr(
+        "codo.jobs.ablate.display.errors", Console(file=text, force_terminal=True, highlight=False, width=100)
+    )
+    states = dict.fromkeys(plan.jobs, "waiting")
+    cells = list(plan.cells.values())
+    states[cells[0].transfer], states[cells[1].transfer] = "running", "failed"
+    states[cells[2].pretrain], states[cells[3].pretrain] = "running", "failed"
+    done = plan.store.folder(cells[4].transfer)
+    done.run.mkdir()
+    done.result.write_text('{"metrics": {"AP": 12.34}}')
+    states[cells[4].transfer] = states[cells[5].pretrain] = "done"
+    with Display(plan, states) as display:
+        display.say("a [line] of its own")
+    shown = text.getvalue()
+    for words in ("random", "full", "no hierarchy", "train ...", "failed", "pre ...", "pre failed", "12.3", "ready"):
+        assert words in shown, words
+    assert "a [line] of its own" in shown
+
+
+def run_on(executor, task: Task, ended: float = 100) -> int:
+    """Submit a task and wait for its exit code."""
+    executor.submit([task])
+    until = time.monotonic() + ended
+    while not (found := executor.ended()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert found[0][0] == task.name
+    return found[0][1]
+
+
+def short_task(write_grid, tmp_path) -> Task:
+    base = BASE | {"optim": {"epochs": 1, "batch_size": 8}}
+    plan = make_plan(load_grid(write_grid(base=base, seeds=[0])), Store(tmp_path / "jobs"))
+    job = next(job for job in plan.jobs.values() if job.kind == "pretrain")
+    folder = plan.store.folder(job.name)
+    folder.write(job)
+    return Task(folder)
+
+
+def test_a_process_of_this_machine(write_grid, tmp_path):
+    task = short_task(write_grid, tmp_path)
+    assert run_on(LocalExecutor(1, 1), task) == 0
+    assert task.folder.done
+    assert task.folder.summary()["steps"] == 1
+
+
+def test_submitit_in_a_process_in_place_of_slurm(write_grid, tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    from codo.jobs.ablate.executors.slurm import RequeuedWork, SlurmExecutor
+    from tests.jobs.ablate.forks import ForkedPopen
+
+    monkeypatch.setattr("codo.jobs.ablate.work.Popen", ForkedPopen)
+    task = short_task(write_grid, tmp_path)
+    executor = SlurmExecutor(tmp_path / "slurm", None, {"cluster": "debug"})
+    assert run_on(executor, task) == 0
+    assert task.folder.done
+    work = RequeuedWork(task.folder.path, {"A": "b"}, 2, tmp_path)
+    again = work.checkpoint()
+    assert type(again.function) is RequeuedWork
+    assert vars(again.function) == vars(work)
+
+
+def test_executors_refuse_what_they_cannot_do(plan, monkeypatch, tmp_path):
+    with pytest.raises(CodoError, match="the local executor has none"):
+        make_executor("local", None, plan, ["partition=gpu"])
+    with pytest.raises(CodoError, match="write name=value"):
+        make_executor("slurm", None, plan, ["partition"])
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CodoError, match=r"--executor slurm: .*slurm"):
+        make_executor("slurm", None, plan, [])
+    with pytest.raises(CodoError, match=r"--executor slurm: .*wrong_option"):
+        make_executor("slurm", None, plan, ["cluster=debug", "wrong_option=1"])
+
+
+def test_plain_lines_in_a_pipe(plan):
+    assert not console.errors.is_terminal
+    with Display(plan, dict.fromkeys(plan.jobs, "waiting")) as display:
+        assert display._live is None

@@ -1,0 +1,203 @@
+"""The grid: designs, the equal budget, and the refusal of what would be no comparison, with the line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from codo.config import PretrainConfig
+from codo.errors import CodoError
+from codo.jobs.ablate.resolve import equal_epochs, load_grid
+from tests.conftest import REPOSITORY
+
+HEAD = """\
+title: T
+design: {design}
+base: {{preset: codo-small, views: 1, optim: {{epochs: 20}}}}
+seeds: [0, 1]
+transfer:
+  tuned: {{fraction: 0.5, epochs: 3}}
+"""
+
+
+def grid(tmp_path: Path, design: str, body: str):
+    (tmp_path / "grid.yaml").write_text(HEAD.format(design=design) + body)
+    return load_grid(tmp_path / "grid.yaml")
+
+
+def refused(tmp_path: Path, design: str, body: str) -> str:
+    with pytest.raises(CodoError) as raised:
+        grid(tmp_path, design, body)
+    return str(raised.value).removeprefix(str(tmp_path / "grid.yaml"))
+
+
+def test_one_at_a_time(tmp_path):
+    found = grid(
+        tmp_path,
+        "one_at_a_time",
+        "axes:\n  hierarchy: false\n  no paste: {background: false}\n  jitter: {mode: none}\n"
+        "  views: {values: [2, 4]}\n  r: {field: jitter.ratio, values: [0.3]}\ninclude_none: true\n",
+    )
+    assert {row.name: row.changes for row in found.rows} == {
+        "random": None,
+        "full": {},
+        "hierarchy": {"hierarchy": False},
+        "no paste": {"background": False},
+        "jitter": {"jitter.mode": "none"},
+        "views=2": {"views": 2, "optim.epochs": 13},
+        "views=4": {"views": 4, "optim.epochs": 8},
+        "r=0.3": {"jitter.ratio": 0.3},
+    }
+    assert found.reference == "full"
+    random, full = found.rows[:2]
+    assert random.transfers["tuned"].weights == "none"
+    assert random.transfers["tuned"].architecture == full.transfers["tuned"].architecture
+    assert full.pretrain.jitter.ratio == 0.15
+    assert [row.composites for row in found.rows[5:7]] == [39, 40], "of 40: within half an epoch"
+    transfer = full.transfers["tuned"]
+    assert (transfer.data.fraction, transfer.optim.epochs, transfer.optim.iterations) == (0.5, 3, None)
+    assert {row.pretrain.run.threads for row in found.rows} == {transfer.run.threads} == {1}
+
+
+def test_ladder_adds_up(tmp_path):
+    body = "axes:\n  + a: {loss.image: 0.5}\n  + b: {jitter: {ratio: 0.3}, paste.source: self}\nbase_row: start\n"
+    found = grid(tmp_path, "ladder", body)
+    assert [(row.name, row.changes) for row in found.rows] == [
+        ("start", {}),
+        ("+ a", {"loss.image": 0.5}),
+        ("+ b", {"loss.image": 0.5, "jitter.ratio": 0.3, "paste.source": "self"}),
+    ]
+    assert found.rows[2].pretrain.paste.source == "self"
+    assert found.reference == "start"
+
+
+def test_factorial_has_all_combinations(tmp_path):
+    body = "axes:\n  a: {loss.image: 0.5}\n  b: {paste.source: self}\n  c: {jitter.mode: anchor}\nreference: a + c\n"
+    found = grid(tmp_path, "factorial", body)
+    assert [row.name for row in found.rows] == ["none", "a", "b", "a + b", "c", "a + c", "b + c", "a + b + c"]
+    assert len({tuple(row.plan.factors.values()) for row in found.rows}) == 8
+    assert found.rows[5].plan.factors == {"a": True, "b": False, "c": True}
+    assert found.rows[5].changes == {"loss.image": 0.5, "jitter.mode": "anchor"}
+    assert found.reference == "a + c"
+
+
+def test_rows_and_fields_of_the_transfer(tmp_path):
+    body = "rows:\n  all: {}\n  none: {weights: none}\n  frozen: {transfer: {norm: frozen_bn}}\nreference: none\n"
+    found = grid(tmp_path, "rows", body)
+    assert found.rows[2].transfers["tuned"].norm == "frozen_bn"
+    assert found.rows[2].pretrain == found.rows[0].pretrain
+    assert found.rows[2].changes == {"transfer.norm": "frozen_bn"}
+    assert found.rows[1].changes is None
+
+
+def test_budget_of_equal_epochs(tmp_path):
+    found = grid(tmp_path, "one_at_a_time", "budget: epochs\naxes:\n  views: 3\n  long: {optim.epochs: 30}\n")
+    assert [row.pretrain.optim.epochs for row in found.rows] == [20, 20, 30]
+
+
+@pytest.mark.parametrize(("base", "views", "epochs"), [((2, 20), 1, 30), ((1, 20), 2, 13), ((1, 1), 9, 1)])
+def test_equal_epochs(base, views, epochs):
+    config = PretrainConfig.model_validate({"views": base[0], "optim": {"epochs": base[1]}})
+    assert equal_epochs(config, views) == epochs
+
+
+@pytest.mark.parametrize(
+    ("design", "body", "said"),
+    [
+        (
+            "ladder",
+            "axes:\n  jit: {jitter.ratoi: 0.1}\n",
+            ":8: axes.jit.jitter.ratoi: there is no field 'jitter.ratoi'",
+        ),
+        ("ladder", "axes:\n  jit: {jitter.ratoi: 0.1}\n", "did you mean jitter.ratio?"),
+        (
+            "ladder",
+            "axes:\n  views: 2\n  a:\n    jitter:\n      ratio: 3\n",
+            ":11: axes.a.jitter.ratio: jitter.ratio = 3",
+        ),
+        ("ladder", "axes:\n  hierarchie: false\n", ":8: axes.hierarchie: there is no field"),
+        ("ladder", "axes:\n  hierarchy: true\n", ":8: axes.hierarchy: changes nothing against 'baseline'"),
+        (
+            "ladder",
+            "axes:\n  a: {hierarchy: false}\n  b: {hierarchy: false}\n",
+            ":9: axes.b: changes nothing against 'a'",
+        ),
+        (
+            "ladder",
+            "axes:\n  a: {background: false}\n  b: {jitter.ratio: 0.3}\n",
+            ":9: axes.b: changes nothing against 'a': background is off: the box is the canvas",
+        ),
+        ("one_at_a_time", "axes:\n  crop: {crop.area: [0.5, 1.0]}\n", "background is on: views are pasted"),
+        ("one_at_a_time", "axes:\n  a: {views: 2}\n  b: {views: 2}\n", ":9: axes.b: the rows 'a' and 'b' resolve to"),
+        (
+            "one_at_a_time",
+            "axes:\n  a: {views: 2}\n  a: {views: 3}\n",
+            ":9: axes.a: stands here twice, first in line 8",
+        ),
+        (
+            "one_at_a_time",
+            "axes:\n  views: 2\nreference: ful\n",
+            ":9: reference: no row is called 'ful'; did you mean 'full'?",
+        ),
+        ("one_at_a_time", "axes:\n  long: {optim.epochs: 9}\n", ":8: axes.long.optim.epochs: optim.epochs is not free"),
+        ("one_at_a_time", "axes:\n  seed: 3\n", ":8: axes.seed: seed cannot vary"),
+        ("one_at_a_time", "axes:\n  p: {run.precision: bf16}\n", "a row has the machine of all the others"),
+        ("one_at_a_time", "axes:\n  t: {transfer.detectr: fcos}\n", "did you mean detector?"),
+        ("one_at_a_time", "axes:\n  t: {transfer.detector: fcosx}\n", ":8: axes.t.transfer.detector: detector: one of"),
+        (
+            "one_at_a_time",
+            "axes:\n  a: {alignment: false, loss.instance: 1}\n",
+            ":8: axes.a.loss.instance: loss.instance",
+        ),
+        ("one_at_a_time", "rows:\n  a: {views: 2}\n", "axes: the design `one_at_a_time` needs them"),
+        ("one_at_a_time", "axis:\n  a: {views: 2}\n", ":7: axis: no such key; did you mean axes?"),
+        ("factorial", "axes:\n  views: {values: [2, 3]}\n", "a factorial has axes that are on or off"),
+        ("rows", "rows:\n  a: {}\n", "reference: the design `rows` needs"),
+        ("rows", "rows:\n  a: {}\n  b: {weights: some}\nreference: a\n", ":9: rows.b.weights: only `weights: none`"),
+        ("ladder", "axes:\n  views: 2\nprobes: maybe\n", ":9: probes"),
+        (
+            "ladder",
+            "axes:\n  views: 2\ndata: {foregrounds: '${NOT_SET_X}/a'}\n",
+            ":9: data.foregrounds: ${NOT_SET_X} is not set",
+        ),
+        ("ladder", "axes:\n  views: [2\n", ": not YAML"),
+    ],
+)
+def test_refused_with_the_line(tmp_path, design, body, said):
+    assert said in refused(tmp_path, design, body)
+
+
+def test_a_refusal_of_the_base_or_a_protocol_names_its_line(tmp_path):
+    path = tmp_path / "grid.yaml"
+    text = HEAD.format(design="ladder") + "axes:\n  views: 2\n"
+    for before, after, said in (
+        ("epochs: 20", "epochs: 0", ":3: base.optim.epochs: optim.epochs = 0"),
+        ("codo-small", "codo-smal", ":3: base.preset: no preset 'codo-smal'"),
+        ("fraction: 0.5", "fraction: 5", ":6: transfer.tuned.fraction: data.fraction = 5"),
+        ("fraction: 0.5", "fractoin: 5", ":6: transfer.tuned.fractoin: there is no field"),
+        ("fraction: 0.5", "weights: x", ":6: transfer.tuned.weights: weights cannot vary"),
+        ("seeds: [0, 1]", "seeds: [1, 1]", ":4: seeds: each once"),
+    ):
+        path.write_text(text.replace(before, after))
+        with pytest.raises(CodoError) as raised:
+            load_grid(path)
+        assert str(path) + said in str(raised.value)
+
+
+def test_seeds_may_be_given(tmp_path):
+    (tmp_path / "grid.yaml").write_text(HEAD.format(design="ladder") + "axes:\n  views: 2\n")
+    assert load_grid(tmp_path / "grid.yaml", seeds=(7,)).file.seeds == (7,)
+
+
+GRIDS = sorted((REPOSITORY / "experiments").glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_the_grids_of_the_repository_are_valid(path):
+    found = load_grid(path, expand=False)  # their data need not be here
+    assert len(found.rows) >= 2
+    assert len(found.file.seeds) >= 3
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("#")
+    assert f"codo ablate {path.relative_to(REPOSITORY)}" in path.read_text(), "it begins with its command"

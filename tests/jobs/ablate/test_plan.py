@@ -1,0 +1,155 @@
+"""The plan: jobs named by what determines them, shared, and found again; missing data refused with its line."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from codo.errors import CodoError
+from codo.jobs.ablate import plan as planning
+from codo.jobs.ablate.code_version import changed_files, code_files, source_hash
+from codo.jobs.ablate.jobs import Store
+from codo.jobs.ablate.plan import CellKey, make_plan
+from codo.jobs.ablate.resolve import load_grid
+from tests.jobs.ablate.conftest import TRANSFER
+
+
+@pytest.fixture
+def planned(write_grid, tmp_path):
+    def make(accept: bool = False, store: str = "jobs", name: str = "grid", **keys):
+        grid = load_grid(write_grid(name, **keys))
+        return make_plan(grid, Store(tmp_path / store), accept)
+
+    return make
+
+
+def finish(plan) -> None:
+    """Write what finished jobs leave."""
+    for name, job in plan.jobs.items():
+        folder = plan.store.folder(name)
+        folder.write(job)
+        folder.run.mkdir(exist_ok=True)
+        folder.result.write_text("{}")
+
+
+def test_rows_share_pretrainings_and_protocols_share_them_too(planned):
+    rows = {"a": {}, "b": {"transfer.norm": "frozen_bn"}, "c": {"hierarchy": False}, "random": {"weights": "none"}}
+    two = {"tuned": TRANSFER, "half": TRANSFER | {"fraction": 0.5}}
+    plan = planned(design="rows", axes=None, rows=rows, reference="a", transfer=two, probes=True)
+    assert plan.counts() == {"pretrain": (12, 4, 4), "transfer": (16, 16, 16), "probe": (16, 6, 6)}
+    first = plan.cells[CellKey("a", "tuned", 0)]
+    assert first.pretrain == plan.cells[CellKey("b", "half", 0)].pretrain
+    assert first.pretrain != plan.cells[CellKey("a", "tuned", 1)].pretrain
+    assert plan.jobs[first.transfer].settings.seed == plan.jobs[first.pretrain].settings.seed == 0
+    assert plan.jobs[first.transfer].settings.weights.endswith(f"{first.pretrain}/run")
+    assert plan.cells[CellKey("random", "half", 1)].pretrain is None
+    order = list(plan.jobs)
+    assert order.index(first.pretrain) < order.index(first.transfer)
+
+
+def test_probes_look_at_the_same_images_in_every_row(planned):
+    plan = planned(probes=True, include_none=True, axes={"no paste": {"background": False}})
+    words = [job.words for job in plan.jobs.values() if job.kind == "probe"]
+    assert len(words) == 6
+    places = {tuple(w[w.index("--canvas") :]) for w in words}
+    assert len(places) == 1
+    assert {"--foregrounds", "--backgrounds", "--seed", "--device"} < set(words[0])
+    assert sum(w[0] == "none" for w in words) == 2
+
+
+def test_grids_share_jobs_and_nothing_is_asked_for_twice(planned):
+    finish(planned())
+    again = planned(name="another", title="Another", axes={"x": {"hierarchy": False}, "two": {"views": 2}})
+    assert again.counts()["pretrain"] == (6, 6, 2)
+    assert again.notices == []
+
+
+def test_a_row_that_pastes_nothing_does_not_depend_on_the_backgrounds(planned, squares, tmp_path, images):
+    base = planned(axes={"off": {"background": False}})
+    other = planned(
+        axes={"off": {"background": False}},
+        data={"foregrounds": str(images / "foregrounds"), "backgrounds": str(images / "backgrounds")},
+        transfer={"tuned": TRANSFER | {"data": str(squares)}},
+    )
+    key = CellKey("off", "tuned", 0)
+    assert base.cells[key] == other.cells[key]
+    assert base.cells[CellKey("full", "tuned", 0)] != other.cells[CellKey("full", "tuned", 0)]
+
+
+def test_changed_code_is_noticed_and_said(planned, monkeypatch):
+    before = planned()
+    finish(before)
+    real = code_files
+
+    def changed(kind, custom=()):
+        return real(kind, custom) | ({"losses/info_nce.py": "0"} if kind == "pretrain" else {})
+
+    monkeypatch.setattr(planning, "code_files", changed)
+    after = planned()
+    assert after.counts() == before.counts() | {"pretrain": (4, 4, 4), "transfer": (4, 4, 4)}
+    assert not set(after.jobs) & set(before.jobs)
+    assert "finished pretrain jobs are run again: codo/ changed since (losses/info_nce.py)" in after.notices[0]
+    assert "finished transfer jobs are run again: their pretraining is made anew" in after.notices[1]
+    accepted = planned(accept=True)
+    assert list(accepted.jobs) == list(before.jobs)
+    assert accepted.remaining() == []
+    assert "4 pretrain jobs are those of another version of the code" in accepted.notices[0]
+
+
+def test_a_changed_data_set_is_noticed_and_said(planned, squares, images, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(squares, copy)
+    keys = {"data": {"foregrounds": str(images / "foregrounds"), "backgrounds": str(copy)}}
+    before = planned(**keys)
+    finish(before)
+    assert planned(**keys).remaining() == []
+    shutil.copy(copy / "images" / "train_0.png", copy / "images" / "train_1.png")
+    after = planned(**keys)
+    assert not set(after.jobs) & set(before.jobs)
+    assert "4 pretrain jobs are run again: the images or annotations changed since" in after.notices[0]
+
+
+def test_data_that_is_missing_is_refused_with_its_line(planned, images, squares, tmp_path):
+    with pytest.raises(CodoError, match=r"grid.yaml:\d+: data.foregrounds: .*nowhere"):
+        planned(data={"foregrounds": str(tmp_path / "nowhere"), "backgrounds": str(squares)})
+    with pytest.raises(CodoError, match=r"grid.yaml:\d+: data.backgrounds: .*nowhere"):
+        planned(data={"foregrounds": str(images / "foregrounds"), "backgrounds": str(tmp_path / "nowhere")})
+    with pytest.raises(CodoError, match=r"grid.yaml:\d+: transfer.tuned.data: .*nowhere"):
+        planned(transfer={"tuned": TRANSFER | {"data": {"root": str(tmp_path / "nowhere")}}})
+    with pytest.raises(CodoError, match=r"grid.yaml:\d+: .*: 12 images do not fill one batch of 16"):
+        planned(axes={"big": {"optim.batch_size": 16}})
+
+
+def test_the_code_version_is_of_what_the_code_does(tmp_path):
+    file = tmp_path / "part.py"
+    file.write_text('"""Doc."""\n\n\ndef f(x):\n    """Doc."""\n    return x + 1  # why\n')
+    before = source_hash(file)
+    for text, same in (
+        ('"""Other."""\ndef f(x):\n    return (x\n      + 1)\n', True),
+        ("def f(x):\n    return x + 2\n", False),
+    ):
+        file.write_text(text)
+        source_hash.cache_clear()
+        assert (source_hash(file) == before) is same
+    assert code_files("transfer", [f"{file}:f"])[str(file)] == source_hash(file)
+    assert changed_files({"a": "1", "b": "2"}, {"a": "1", "b": "3", "c": "4"}) == ["b", "c"]
+
+
+def test_what_decides_numbers_is_in_the_code_version():
+    pretrain, transfer = code_files("pretrain"), code_files("transfer")
+    both = {"backbones/backbone.py", "heads/box.py", "data/coco.py", "runs/seed.py", "model/sync_bn.py"}
+    assert both | {"augment/jitter.py", "losses/info_nce.py", "model/encoder.py", "jobs/pretrain/loop.py"} <= set(
+        pretrain
+    )
+    assert both | {"jobs/transfer/loop.py", "jobs/transfer/detectors.py", "weights/source.py"} <= set(transfer)
+    assert not {"losses/info_nce.py", "augment/jitter.py", "jobs/pretrain/loop.py"} & set(transfer)
+    shown = {"jobs/pretrain/preview.py", "runs/console.py", "config/presets.py", "cli/pretrain.py", "__init__.py"}
+    assert not shown & (set(pretrain) | set(transfer))
+
+
+def test_a_part_of_its_own_is_found_where_it_is_imported_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_part_of_mine.py").write_text("x = 1\n")
+    assert "own_part_of_mine" in code_files("pretrain", ["own_part_of_mine:x"])
+    assert code_files("pretrain", ["not_there_at_all:x"]) == code_files("pretrain")

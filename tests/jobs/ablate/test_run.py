@@ -1,0 +1,157 @@
+"""Real jobs of tiny networks: a grid to its end, killed and gone on with, failures, and who holds the folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from codo.errors import CodoError
+from codo.jobs.ablate.jobs import Store
+from codo.jobs.ablate.lock import Held, Lock
+from codo.jobs.ablate.results import Results
+from codo.jobs.ablate.run import ablate
+from tests.jobs.ablate.conftest import BASE, TRANSFER
+from tests.jobs.ablate.forks import Driver, ForkedPopen, wait_for
+
+
+@pytest.fixture(autouse=True)
+def _forked(monkeypatch, tmp_path):
+    monkeypatch.setattr("codo.jobs.ablate.work.Popen", ForkedPopen)
+    monkeypatch.setattr("codo.jobs.ablate.work.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("codo.jobs.ablate.schedule.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("codo.jobs.ablate.executors.local.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("codo.jobs.ablate.run.draw_samples", lambda plan, folder: {})
+    monkeypatch.chdir(tmp_path)
+
+
+BROKEN = """\
+import os
+from codo.augment import NoJitter
+
+class Jitter(NoJitter):
+    def __call__(self, *given):
+        assert os.path.exists("mended"), "it is broken"
+        return super().__call__(*given)
+"""
+
+
+def numbers(results: Results) -> list:
+    """What must not depend on how a grid was run."""
+    return [(*cell.metrics.items(), *cell.loss, *[p.AP for p in cell.curve]) for cell in results.cells]
+
+
+def steps(folder: Path) -> int:
+    file = folder / "metrics.jsonl"
+    return file.read_text().count("\n") if file.is_file() else 0
+
+
+def test_killed_in_the_middle_and_gone_on_with_it_ends_with_the_same_results(write_grid, tmp_path):
+    base = BASE | {"run": BASE["run"] | {"checkpoint_every": 1}}
+    grid = write_grid(base=base, axes={"no paste": {"background": False, "alignment": False}})
+    whole = ablate(grid, tmp_path / "whole", jobs=1)
+    assert [cell.status for cell in whole.results.cells] == ["done"] * 4
+    assert all(cell.metrics["AP"] is not None and len(cell.loss) == 6 for cell in whole.results.cells)
+    out, log = tmp_path / "killed", tmp_path / "log.txt"
+    jobs = Store(out / "jobs")
+
+    def drive() -> Driver:
+        return Driver(lambda: ablate(grid, out, jobs=1), log)
+
+    def running(kind: str, least: int):
+        return lambda: any(
+            steps(f / "run") >= least and (f / "run" / "checkpoint.pt").is_file() and not jobs.folder(f.name).done
+            for f in jobs.path.glob(f"{kind}-*")
+        )
+
+    assert drive().kill_when(running("pretrain", 3), signal.SIGTERM) == 143
+    assert "go on with: codo ablate" in log.read_text()
+    assert "0 of 8 jobs are done" in log.read_text()
+    second = drive()
+    assert second.kill_when(running("transfer", 2), signal.SIGKILL) == -signal.SIGKILL
+    left = next(f for f in jobs.path.glob("transfer-*") if (f / "run").is_dir() and not jobs.folder(f.name).done)
+    pid = json.loads((left / "lock").read_text())["pid"]
+    os.kill(pid, signal.SIGKILL)  # the job that outlived `codo ablate`
+    killed = ablate(grid, out, jobs=1)
+    assert "goes on" in log.read_text()
+    assert numbers(killed.results) == numbers(whole.results)
+    assert json.loads((out / "grid" / "results.json").read_text()) == killed.results.model_dump(mode="json")
+    assert Results.read(out / "grid" / "results.json") == killed.results
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("summary.json")}
+    ablate(grid, out, jobs=1)
+    assert before == {file: file.stat().st_mtime_ns for file in out.rglob("summary.json")}, "nothing runs twice"
+
+
+def test_a_job_that_outlives_a_killed_ablate_is_waited_for(write_grid, tmp_path, squares):
+    rows = {"a": {"weights": "none"}}
+    long = TRANSFER | {"epochs": 30, "optim": {"warmup_iterations": 2, "eval_every": 30}}
+    grid = write_grid(design="rows", axes=None, rows=rows, reference="a", seeds=[0], transfer={"tuned": long})
+    out = tmp_path / "out"
+    first = Driver(lambda: ablate(grid, out), tmp_path / "log.txt")
+
+    def started() -> bool:
+        return any(steps(f) > 2 for f in (out / "jobs").glob("*/run"))
+
+    assert first.kill_when(started, signal.SIGKILL) == -signal.SIGKILL
+    (job,) = (out / "jobs").iterdir()
+    with pytest.raises(Held, match="process"):
+        Lock(job)
+    done = ablate(grid, out)
+    assert done.results.cells[0].status == "done"
+    assert (job / "log.txt").read_text().count("codo transfer") == 1, "it was not started a second time"
+
+
+def test_a_failed_job_is_told_does_not_stop_the_rest_and_is_retried_on_request(write_grid, tmp_path, capsys):
+    broken = tmp_path / "broken.py"
+    broken.write_text(BROKEN)
+    grid = write_grid(axes={"own": {"jitter.custom": f"{broken}:Jitter"}}, seeds=[0])
+    found = ablate(grid, tmp_path / "out")
+    assert [cell.status for cell in found.results.cells] == ["done", "failed"]
+    assert found.results.cells[1].failure == "AssertionError: it is broken"
+    told = capsys.readouterr().err
+    assert "pretrain own, seed 0" in told
+    assert "FAILED: AssertionError: it is broken (see" in told
+    again = ablate(grid, tmp_path / "out")
+    assert again.failures == found.failures, "left alone"
+    assert "1 jobs failed before and are left alone; --retry-failed tries them again" in capsys.readouterr().err
+    (tmp_path / "mended").touch()
+    mended = ablate(grid, tmp_path / "out", retry_failed=True)
+    assert [cell.status for cell in mended.results.cells] == ["done", "done"]
+
+
+def test_fail_fast_ends_at_the_first_failure(write_grid, tmp_path):
+    broken = tmp_path / "broken.py"
+    broken.write_text("def jitter():\n    return lambda *given: 1 / 0\n")
+    grid = write_grid(axes={"own": {"jitter.custom": f"{broken}:jitter"}}, seeds=[0, 1])
+    found = ablate(grid, tmp_path / "out", jobs=1, fail_fast=True)
+    statuses = [cell.status for cell in found.results.cells]
+    assert statuses.count("failed") == 1
+    assert "missing" in statuses
+
+
+def test_a_second_ablate_on_the_folder_is_refused_with_who_holds_it(write_grid, tmp_path):
+    with Lock(tmp_path / "out"), pytest.raises(CodoError, match=rf"in use \(host .*, process {os.getpid()}, since 2"):
+        ablate(write_grid(), tmp_path / "out")
+    Lock(tmp_path / "out").leave()
+
+
+def test_a_killed_holder_frees_the_folder(tmp_path):
+    holder = Driver(lambda: (Lock(tmp_path), wait_for(lambda: False)), tmp_path / "log")
+    assert holder.kill_when(lambda: _held(tmp_path), signal.SIGKILL) == -signal.SIGKILL
+    Lock(tmp_path).leave()
+
+
+def _held(folder: Path) -> bool:
+    try:
+        Lock(folder).leave()
+    except Held:
+        return True
+    return False
+
+
+def test_more_threads_than_cores_are_refused(write_grid, tmp_path):
+    with pytest.raises(CodoError, match="--jobs 999: of 1 threads each exceed"):
+        ablate(write_grid(), tmp_path / "out", jobs=999)
