@@ -66,6 +66,15 @@ class Held(CodoError):
         self.who = who
 
 
+def is_held(folder: Path) -> bool:
+    """Tell whether a process holds a folder."""
+    try:
+        Lock(folder).leave()
+    except Held:
+        return True
+    return False
+
+
 def _read(descriptor: int) -> dict[str, str]:
     try:
         return json.loads(os.pread(descriptor, 10_000, 0))

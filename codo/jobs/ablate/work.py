@@ -79,11 +79,15 @@ class Work:
         environment: variables of its process, besides those that there are.
         processes: that share the job's batches.
         cwd: where the job runs.
+
+    Attributes:
+        told: whether it was told to stop.
     """
 
     def __init__(self, folder: Path, environment: Mapping[str, str], processes: int, cwd: Path) -> None:
         self.folder, self.environment = folder, dict(environment)
         self.processes, self.cwd = processes, cwd
+        self.told = False
         self._process: Popen[bytes] | None = None
 
     def __call__(self) -> int:
@@ -98,12 +102,11 @@ class Work:
                 lock.leave()
                 return 0
             self._process = start(folder, lock, self.environment, self.processes, self.cwd)
-            told = False
             while self._process.poll() is None:
                 time.sleep(POLL_SECONDS)
-                if stop.number is not None and not told:
+                if stop.number is not None and not self.told:
                     self._process.terminate()
-                    told = True
+                    self.told = True
             return self._process.returncode
 
     def leave(self) -> Work:

@@ -11,7 +11,7 @@ import pytest
 
 from codo.errors import CodoError
 from codo.jobs.ablate.jobs import Store
-from codo.jobs.ablate.lock import Held, Lock
+from codo.jobs.ablate.lock import Held, Lock, is_held
 from codo.jobs.ablate.results import Results
 from codo.jobs.ablate.run import ablate
 from tests.jobs.ablate.conftest import BASE, TRANSFER
@@ -140,16 +140,8 @@ def test_a_second_ablate_on_the_folder_is_refused_with_who_holds_it(write_grid, 
 
 def test_a_killed_holder_frees_the_folder(tmp_path):
     holder = Driver(lambda: (Lock(tmp_path), wait_for(lambda: False)), tmp_path / "log")
-    assert holder.kill_when(lambda: _held(tmp_path), signal.SIGKILL) == -signal.SIGKILL
+    assert holder.kill_when(lambda: is_held(tmp_path), signal.SIGKILL) == -signal.SIGKILL
     Lock(tmp_path).leave()
-
-
-def _held(folder: Path) -> bool:
-    try:
-        Lock(folder).leave()
-    except Held:
-        return True
-    return False
 
 
 def test_more_threads_than_cores_are_refused(write_grid, tmp_path):

@@ -17,11 +17,6 @@ from codo.errors import CodoError
 from codo.jobs.ablate.executors.base import Task
 from codo.jobs.ablate.work import CHECKOUT, Work
 
-try:
-    import ray
-except ImportError as error:
-    raise CodoError("--executor ray needs Ray: pip install 'codo[ray]'") from error
-
 OPTIONS = ("address", "num_cpus", "num_gpus", "memory", "max_retries")
 LEAVE_SECONDS = 60.0
 """How long cancelled jobs have to save."""
@@ -37,12 +32,16 @@ class RayExecutor:
             is lost (default 3).
 
     Raises:
-        CodoError: no cluster to connect to, an unknown option.
+        CodoError: no Ray or no cluster to connect to, an unknown option.
     """
 
     queues = True
 
     def __init__(self, jobs: int | None, options: Mapping[str, Any]) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise CodoError("--executor ray needs Ray: pip install 'codo[ray]'") from error
         unknown = set(options) - set(OPTIONS)
         if unknown:
             raise CodoError(f"--executor-option {min(unknown)}: ray has {', '.join(OPTIONS)}")
@@ -54,6 +53,7 @@ class RayExecutor:
         except (ConnectionError, RuntimeError, ValueError) as error:
             message = str(error).splitlines()[0]
             raise CodoError(f"--executor ray: no cluster at {address!r} ({message}); ray start --head") from error
+        self.ray = ray
         self._running: dict[str, Any] = {}
 
     @property
@@ -67,14 +67,14 @@ class RayExecutor:
             resources = {"num_cpus": task.threads * task.processes, **self.options}
             variables = {"OMP_NUM_THREADS": str(task.threads)}
             work = Work(task.folder.path.absolute(), variables, task.processes, Path.cwd())
-            self._running[task.name] = ray.remote(_call).options(name=task.name, **resources).remote(work)
+            self._running[task.name] = self.ray.remote(_call).options(name=task.name, **resources).remote(work)
 
     def ended(self) -> list[tuple[str, int]]:
         """List name and exit code of the tasks that ended since the last call."""
         if not self._running:
             return []
-        ready, _ = ray.wait(list(self._running.values()), num_returns=len(self._running), timeout=0)
-        found = [(name, _code(task)) for name, task in self._running.items() if task in ready]
+        ready, _ = self.ray.wait(list(self._running.values()), num_returns=len(self._running), timeout=0)
+        found = [(name, self._code(task)) for name, task in self._running.items() if task in ready]
         for name, _ in found:
             del self._running[name]
         return found
@@ -82,24 +82,23 @@ class RayExecutor:
     def stop(self) -> None:
         """Cancel all tasks, wait until they have saved, and leave the cluster."""
         for task in self._running.values():
-            ray.cancel(task)  # as Ctrl-C would
+            self.ray.cancel(task)  # as Ctrl-C would
         until = time.monotonic() + LEAVE_SECONDS
         waiting = list(self._running.values())
         while waiting and time.monotonic() < until:
-            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=1)
+            _, waiting = self.ray.wait(waiting, num_returns=len(waiting), timeout=1)
         if not self._running:
-            ray.shutdown()
+            self.ray.shutdown()
+
+    def _code(self, task: Any) -> int:
+        """Read a task's exit code; one that was cancelled, or lost more often than is retried, has none."""
+        try:
+            return self.ray.get(task)
+        except self.ray.exceptions.TaskCancelledError:
+            return 130
+        except self.ray.exceptions.RayError:
+            return -9
 
 
 def _call(work: Work) -> int:
     return work()
-
-
-def _code(task: Any) -> int:
-    """Read a task's exit code; one that was cancelled, or lost more often than is retried, has none."""
-    try:
-        return ray.get(task)
-    except ray.exceptions.TaskCancelledError:
-        return 130
-    except ray.exceptions.RayError:
-        return -9

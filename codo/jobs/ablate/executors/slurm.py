@@ -8,6 +8,7 @@ Source:
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,28 +16,31 @@ from typing import Any
 
 from codo.errors import CodoError
 from codo.jobs.ablate.executors.base import Task
+from codo.jobs.ablate.lock import is_held
 from codo.jobs.ablate.work import CHECKOUT, Work
-
-try:
-    import submitit
-except ImportError as error:
-    raise CodoError("--executor slurm needs submitit: pip install 'codo[slurm]'") from error
 
 MANY = 1000
 """Tasks submitted at a time where no number is given: Slurm's default MaxArraySize is 1001."""
-LEAVE_SECONDS = 60.0
-"""How long cancelled jobs have to save; Slurm kills them after its own KillWait (default 30 s)."""
+KILL_SECONDS = 300.0
+"""By then Slurm has killed what it told to stop: its KillWait is 30 s by default."""
 
 
 class RequeuedWork(Work):
     """Work that submitit can requeue."""
 
+    def __call__(self) -> int:
+        """Do it; once told to stop it leaves no result: Slurm ends it, and runs it again if it requeues."""
+        code = super().__call__()
+        if self.told:
+            time.sleep(KILL_SECONDS)
+        return code
+
     def checkpoint(self) -> Any:
         """Have the job save, shortly before Slurm ends it, and say what to submit in its place."""
+        from submitit.helpers import DelayedSubmission
+
         again = self.leave()
-        return submitit.helpers.DelayedSubmission(
-            RequeuedWork(again.folder, again.environment, again.processes, again.cwd)
-        )
+        return DelayedSubmission(RequeuedWork(again.folder, again.environment, again.processes, again.cwd))
 
 
 class SlurmExecutor:
@@ -49,13 +53,18 @@ class SlurmExecutor:
             and `cluster`: `slurm` (the default), or `local` to try it without a cluster.
 
     Raises:
-        CodoError: no Slurm here, an option that submitit does not know.
+        CodoError: no submitit or no Slurm here, an option that submitit does not know.
     """
 
     queues = True
 
     def __init__(self, folder: Path, jobs: int | None, options: Mapping[str, Any]) -> None:
+        try:
+            import submitit
+        except ImportError as error:
+            raise CodoError("--executor slurm needs submitit: pip install 'codo[slurm]'") from error
         given = {"cluster": "slurm", "timeout_min": 24 * 60, "name": "codo", **options}
+        logging.getLogger("submitit").setLevel(logging.ERROR)  # it warns each time that a cluster keeps no accounts
         self.jobs = jobs or MANY
         try:
             self.executor = submitit.AutoExecutor(folder.absolute(), cluster=given.pop("cluster"))
@@ -65,6 +74,7 @@ class SlurmExecutor:
         except (NameError, TypeError, ValueError, RuntimeError) as error:
             raise CodoError(f"--executor slurm: {' '.join(str(error).split())}") from error
         self._running: dict[str, Any] = {}
+        self._folders: dict[str, Path] = {}
 
     @property
     def free(self) -> int:
@@ -73,27 +83,27 @@ class SlurmExecutor:
 
     def submit(self, tasks: Sequence[Task]) -> None:
         """Submit tasks, several as one array."""
-        works = [
-            RequeuedWork(task.folder.path.absolute(), _variables(task), task.processes, Path.cwd()) for task in tasks
-        ]
+        works = [RequeuedWork(t.folder.path.absolute(), _variables(t), t.processes, Path.cwd()) for t in tasks]
         with self.executor.batch():
             found = [self.executor.submit(work) for work in works]
+        self._folders = self._folders | {task.name: task.folder.path for task in tasks}
         self._running |= dict(zip((task.name for task in tasks), found, strict=True))
 
     def ended(self) -> list[tuple[str, int]]:
         """List name and exit code of the tasks that ended since the last call."""
         found = [(name, _code(job)) for name, job in self._running.items() if job.done()]
         for name, _ in found:
-            del self._running[name]
+            del self._running[name], self._folders[name]
         return found
 
     def stop(self) -> None:
         """Cancel all jobs; Slurm tells them, and they save and leave."""
         for job in self._running.values():
             job.cancel(check=False)
-        until = time.monotonic() + LEAVE_SECONDS
-        while any(not job.done() for job in self._running.values()) and time.monotonic() < until:
+        until = time.monotonic() + KILL_SECONDS
+        while any(is_held(folder) for folder in self._folders.values()) and time.monotonic() < until:
             time.sleep(1)
+        self._running.clear()
 
 
 def _variables(task: Task) -> dict[str, str]:
@@ -102,9 +112,9 @@ def _variables(task: Task) -> dict[str, str]:
 
 def _code(job: Any) -> int:
     """Read a job's exit code; one that Slurm ended leaves none."""
+    from submitit.core.utils import FailedJobError, UncompletedJobError
+
     try:
         return int(job.result())
-    except submitit.core.utils.FailedJobError:
-        return -9
-    except submitit.core.utils.UncompletedJobError:
+    except (FailedJobError, UncompletedJobError):
         return -9
