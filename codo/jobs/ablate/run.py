@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codo.errors import CodoError
+from codo.errors import CodoError, Interrupted
 from codo.jobs.ablate.collect import collect, draw_samples
 from codo.jobs.ablate.executors import Executor, LocalExecutor
 from codo.jobs.ablate.jobs import Store
@@ -98,7 +98,11 @@ def ablate(
         command = go_on(path, out, jobs, executor, seeds, accept_code_change, options)
         schedule = Schedule(plan, runner, fail_fast, command)
         tell_failures(schedule)
-        schedule.run()
+        try:
+            schedule.run()
+        except Interrupted:  # what is there can be looked at
+            collect(plan, folder, schedule.failures, command).write(folder / "results.json")
+            raise
         results = collect(plan, folder, schedule.failures, command)
         results = results.model_copy(update={"samples": draw_samples(plan, folder)})
         results.write(folder / "results.json")

@@ -70,6 +70,7 @@ def test_killed_in_the_middle_and_gone_on_with_it_ends_with_the_same_results(wri
     assert drive().kill_when(running("pretrain", 3), signal.SIGTERM) == 143
     assert "go on with: codo ablate" in log.read_text()
     assert "0 of 8 jobs are done" in log.read_text()
+    assert {cell.status for cell in Results.read(out / "grid" / "results.json").cells} == {"missing"}
     second = drive()
     assert second.kill_when(running("transfer", 2), signal.SIGKILL) == -signal.SIGKILL
     left = next(f for f in jobs.path.glob("transfer-*") if (f / "run").is_dir() and not jobs.folder(f.name).done)
