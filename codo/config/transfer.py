@@ -21,12 +21,6 @@ GROUPS: tuple[Group, ...] = ("backbone", "fpn", "box_head")
 """What can be loaded from pretrained weights, and frozen."""
 
 
-Group = Literal["backbone", "fpn", "box_head"]
-
-GROUPS: tuple[Group, ...] = ("backbone", "fpn", "box_head")
-"""What can be loaded from pretrained weights."""
-
-
 class TransferDataSection(Section):
     """The labelled data set, in COCO format. All unset: the built-in sample data."""
 
