@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from codo.jobs.probe.run import probe
     from codo.jobs.transfer import TransferResult, load_transfer_config, transfer
     from codo.jobs.transfer import resume as resume_transfer
+    from codo.jobs.transfer.compare import compare as compare_transfers
+    from codo.jobs.transfer.seeds import transfer_seeds
     from codo.losses import (
         Contrast,
         CosineLoss,
@@ -72,6 +74,7 @@ _HOMES = {
     "ablate": "codo.jobs.ablate.run:ablate",
     "box_head": "codo.heads:box_head",
     "build_encoder": "codo.model:build_encoder",
+    "compare_transfers": "codo.jobs.transfer.compare:compare",
     "export_run": "codo.export:export_run",
     "info_nce": "codo.losses:info_nce",
     "load_pretrain_config": "codo.config:load_pretrain_config",
@@ -81,6 +84,7 @@ _HOMES = {
     "resume_pretrain": "codo.jobs.pretrain:resume",
     "resume_transfer": "codo.jobs.transfer:resume",
     "transfer": "codo.jobs.transfer:transfer",
+    "transfer_seeds": "codo.jobs.transfer.seeds:transfer_seeds",
 }
 
 __all__ = [
@@ -118,6 +122,7 @@ __all__ = [
     "ablate",
     "box_head",
     "build_encoder",
+    "compare_transfers",
     "export_run",
     "info_nce",
     "load_pretrain_config",
@@ -127,6 +132,7 @@ __all__ = [
     "resume_pretrain",
     "resume_transfer",
     "transfer",
+    "transfer_seeds",
 ]
 
 

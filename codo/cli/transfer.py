@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from codo.cli.told import number, print_curve, print_training
 from codo.config import TRANSFER_PRESETS
-from codo.config.transfer import DETECTORS, SCHEDULES
+from codo.config.schedules import SCHEDULES, schedule_fields
+from codo.config.transfer import DETECTORS, GROUPS
 
 if TYPE_CHECKING:
     from codo.jobs.transfer.run import Start, TransferResult
@@ -24,9 +26,11 @@ _FLAGS = {
     "val_images": "data.val_images",
     "fraction": "data.fraction",
     "epochs": "optim.epochs",
-    "schedule": "optim.iterations",
     "batch_size": "optim.batch_size",
     "norm": "norm",
+    "freeze": "freeze",
+    "freeze_stages": "freeze_stages",
+    "frozen_norm": "frozen_norm",
     "seed": "seed",
     "device": "run.device",
     "precision": "run.precision",
@@ -51,10 +55,21 @@ _FLAGS = {
 @click.option("--config", "file", metavar="FILE", type=click.Path(path_type=Path), help="Settings as YAML.")
 @click.option("--set", "sets", metavar="A.B=C", multiple=True, help="Any field; may be repeated.")
 @click.option("--epochs", type=int, help="Length in passes over the training images.")
-@click.option("--schedule", type=click.Choice(list(SCHEDULES)), help="Length in steps: 1x is 90,000, 2x 180,000.")
+@click.option("--schedule", type=click.Choice(list(SCHEDULES)), help="Length in steps, scaled to the batch size.")
 @click.option("--batch-size", type=int, help="Images a step.")
-@click.option("--norm", type=click.Choice(["bn", "sync_bn", "frozen_bn"]), help="How batch norms train.")
+@click.option("--norm", type=click.Choice(["bn", "sync_bn", "frozen_bn", "gn"]), help="How norms train, or GroupNorm.")
+@click.option(
+    "--protocol",
+    type=click.Choice(["probe", "finetune"]),
+    help="probe: all that is pretrained is frozen; finetune: nothing is.",
+)
+@click.option("--freeze", metavar="PARTS", help="Which of backbone,fpn,box_head are not trained.")
+@click.option("--freeze-stages", type=int, metavar="N", help="Stages of the backbone that are not trained, 1 to 5.")
+@click.option(
+    "--frozen-norm", type=click.Choice(["population", "batch"]), help="Statistics that frozen batch norms use."
+)
 @click.option("--seed", type=int, help="Fresh weights, order, flips, sampling and the share of --fraction.")
+@click.option("--seeds", metavar="N,N,...", help="A run each, in OUT/seed-N, and mean and deviation; repeatable.")
 @click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")
 @click.option(
     "--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="Arithmetic of the convolutions."
@@ -69,41 +84,90 @@ def transfer_command(
     out: Path | None,
     resume: Path | None,
     dry_run: bool,
+    schedule: str | None,
+    protocol: str | None,
+    seeds: str | None,
     **options: Any,
 ) -> None:
     """Train a detector from pretrained weights on a labelled data set, and print its COCO metrics."""
-    if options["epochs"] and options["schedule"]:
+    if options["epochs"] and schedule:
         raise click.UsageError("--epochs and --schedule both set the length; give one of them")
-    if resume and (preset or file or sets or out or dry_run):
+    if protocol and options["freeze"] is not None:
+        raise click.UsageError("--protocol and --freeze both say what is frozen; give one of them")
+    if seeds and (options["seed"] is not None or resume or out is None):
         raise click.UsageError(
-            "--resume goes on with the run's own config and folder: only --epochs, --device and --precision go with it"
+            "--seeds goes with --out, where a second call finds its runs; not with --seed or --resume"
+        )
+    if resume and (preset or file or sets or out or dry_run or protocol):
+        raise click.UsageError(
+            "--resume goes on with the run's own config and folder: only --epochs, --schedule, --device and "
+            "--precision go with it"
         )
 
     from codo.jobs.transfer import load_transfer_config, transfer
     from codo.jobs.transfer import resume as resume_run
 
     options["load"] = [part.strip() for part in options["load"].split(",")] if options["load"] else None
-    options["schedule"] = SCHEDULES.get(options["schedule"])
+    if options["freeze"] is not None:
+        options["freeze"] = [part.strip() for part in options["freeze"].split(",") if part.strip()]
+    elif protocol:
+        options["freeze"] = list(GROUPS) if protocol == "probe" else []
     flags = {field: options[name] for name, field in _FLAGS.items()}
     if resume:
+        flags["optim.iterations"] = _scaled_length(resume, schedule)
         _print_result(resume_run(resume, flags, _print_start))
         return
-    # The length given takes the place of the preset's, whichever of the two fields that one is in.
-    if options["epochs"]:
+    if options["epochs"]:  # in place of the preset's length, whichever of the two fields that one is in
         sets = ("optim.iterations=null", *sets)
-    elif options["schedule"]:
-        sets = ("optim.epochs=null", *sets)
-    config = load_transfer_config(preset=preset, file=file, flags=flags, sets=sets)
+    config = load_transfer_config(preset=preset, file=file, flags=flags, sets=sets, schedule=schedule)
     if dry_run:
         _dry_run(config)
+    elif seeds:
+        assert out is not None
+        _run_seeds(config, seeds, out)
     else:
         _print_result(transfer(config, out, _print_start))
+
+
+def _scaled_length(run: Path, schedule: str | None) -> int | None:
+    """Count the steps of a schedule at the batch size of an existing run."""
+    if schedule is None:
+        return None
+    from codo.config import TransferConfig, load_config
+
+    config = load_config(TransferConfig, {}, file=run / "config.yaml", default_preset="")
+    return schedule_fields(schedule, config.optim.batch_size)["optim.iterations"]
+
+
+def _run_seeds(config: Any, seeds: str, out: Path) -> None:
+    from rich.table import Table
+
+    from codo.jobs.transfer.seeds import transfer_seeds
+    from codo.runs.console import console
+
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise click.UsageError(f"--seeds {seeds}: write numbers with commas between, e.g. --seeds 0,1,2") from None
+
+    def say(text: str) -> None:
+        console.print(text, markup=False)
+
+    result = transfer_seeds(config, numbers, out, _print_start, say)
+    found = result.summary
+    table = Table("", "mean", "std", "n", title=f"{len(numbers)} seeds on {found['data']} val", title_justify="left")
+    rows = found["metrics"] | {f"mask {name}": row for name, row in found.get("mask_metrics", {}).items()}
+    for name, row in (rows | {"curve area": found["curve_area"]}).items():
+        table.add_row(name, number(row["mean"]), "-" if row["std"] is None else f"{row['std']:.2f}", str(row["n"]))
+    console.print(table)
+    console.print(f"written to {result.path / 'seeds.json'}", markup=False)
 
 
 def _dry_run(config: Any) -> None:
     from codo.config import dump_yaml
     from codo.jobs.transfer.data import load_data
     from codo.jobs.transfer.run import load_detector
+    from codo.jobs.transfer.schedule import describe_training
     from codo.runs.console import console
 
     data = load_data(config)
@@ -111,8 +175,8 @@ def _dry_run(config: Any) -> None:
     console.print(dump_yaml(config), markup=False)
     _print_data(data.facts)
     _print_loaded(loaded)
-    parameters = sum(p.numel() for p in detector.parameters() if p.requires_grad)
-    console.print(f"{parameters / 1e6:.1f} M parameters to train; dry run, nothing was trained")
+    print_training(config.protocol, describe_training(config, detector, len(data.train.images)))
+    console.print("dry run, nothing was trained")
 
 
 def _print_start(start: Start) -> None:
@@ -122,6 +186,9 @@ def _print_start(start: Start) -> None:
     console.print(f"hardware: {start.hardware}", markup=False)
     _print_data(start.data)
     _print_loaded(start.loaded)
+    print_training(start.protocol, start.training)
+    if start.features:
+        console.print(start.features, markup=False)
     if start.resumed_at:
         console.print(f"resumed after step {start.resumed_at}")
 
@@ -172,6 +239,7 @@ def _print_result(result: TransferResult) -> None:
     if unreadable["train"]:
         warn(f"{unreadable['train']} training images cannot be read; others took their place")
     print_metrics(summary, f"{summary['data']['name']} val")
+    print_curve(summary)
     console.print(f"{summary['steps']} steps, training took {duration(summary['train_seconds'])}")
     console.print(f"written to {result.path}", markup=False)
 
@@ -187,21 +255,16 @@ def print_metrics(found: dict[str, Any], where: str) -> None:
     for side, (metrics, _) in sides.items():
         if metrics in found:
             table = Table(*found[metrics], title=f"COCO {side} metrics on {escape(where)}", title_justify="left")
-            table.add_row(*map(_number, found[metrics].values()))
+            table.add_row(*map(number, found[metrics].values()))
             console.print(table)
     costs = {side: found[errors] for side, (_, errors) in sides.items() if found.get(errors)}
     if costs:
         table = Table("", *costs["box"], title="AP50 that mending each kind of error would add", title_justify="left")
         for side, errors in costs.items():
-            table.add_row(side, *map(_number, errors.values()))
+            table.add_row(side, *map(number, errors.values()))
         console.print(table)
     columns = {"AP": "AP", "mask_AP": "mask AP"} if "mask_metrics" in found else {"AP": "AP"}
     classes = Table("class", *columns.values(), title="AP per class", title_justify="left")
     for entry in found["per_class"]:
-        classes.add_row(escape(entry["name"]), *(_number(entry[column]) for column in columns))
+        classes.add_row(escape(entry["name"]), *(number(entry[column]) for column in columns))
     console.print(classes)
-
-
-def _number(value: float | None) -> str:
-    """Write a metric; COCO's -1 (nothing to find) as a dash."""
-    return "-" if value is None else f"{value:.1f}"

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from codo.config.schedules import SCHEDULES
+
 MOCO = "MoCo's code, from memory"
 SOCO = "SoCo, from memory of the paper"
 DETCO = "DetCo, from memory of the paper"
@@ -170,5 +172,6 @@ TRANSFER_PRESETS: dict[str, dict[str, Any]] = {
     # Full scale, method.md section 5: every default (ResNet-50, 640-800 px, batch 16, 90,000 iterations).
     "1x": {"norm": "sync_bn"},
     "2x": {"norm": "sync_bn", "optim": {"iterations": 180_000}},
+    "12k": {"norm": "sync_bn", "optim": {"iterations": 12_000, "milestones": SCHEDULES["12k"].milestones}},
 }
 """Preset -> nested fields of TransferConfig."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from codo.config.schedules import SCHEDULES
 from codo.config.sections import ArchitectureSection, RunSection, Section
 
 Positive = Annotated[float, Field(gt=0)]
@@ -14,14 +15,10 @@ Count = Annotated[int, Field(ge=1)]
 
 DETECTORS = ("faster_rcnn", "mask_rcnn", "retinanet", "fcos")
 
-SCHEDULES = {"1x": 90_000, "2x": 180_000}
-"""Name of a schedule -> its iterations at batch 16 (detectron2)."""
-
-
 Group = Literal["backbone", "fpn", "box_head"]
 
 GROUPS: tuple[Group, ...] = ("backbone", "fpn", "box_head")
-"""What can be loaded from pretrained weights."""
+"""What can be loaded from pretrained weights, and frozen."""
 
 
 class TransferDataSection(Section):
@@ -87,8 +84,11 @@ class TransferOptimSection(Section):
     """Steps over which lr rises linearly from a thousandth."""
     flip_p: Annotated[float, Field(ge=0, le=1)] = 0.5
     """How often a training image is mirrored."""
-    eval_every: Count = 1
-    """Epochs between two evaluations; the end of training is always evaluated."""
+    accumulate: Count = 1
+    """Parts of a batch whose gradients are added up: less memory. Batch norms that are not frozen see each part alone,
+    and torchvision pads, samples and averages within it."""
+    eval_every: Positive = 1
+    """Epochs between two evaluations, rounded to steps; the end of training is always evaluated."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TransferOptimSection:
@@ -99,7 +99,17 @@ class TransferOptimSection(Section):
             )
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError("optim.milestones: shares of the schedule, ascending, each once")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"optim.accumulate: {self.accumulate} parts of a batch of {self.batch_size}")
         return self
+
+
+class TransferRunSection(RunSection):
+    """How and where transfer executes."""
+
+    feature_cache: Annotated[float, Field(ge=0)] = 8.0
+    """GiB on disk ($CODO_CACHE) that a frozen trunk's features may take, to be computed once; 0: compute them each
+    time. What needs more is not cached."""
 
 
 class TransferConfig(Section):
@@ -119,15 +129,29 @@ class TransferConfig(Section):
     """`none`, a pretraining run's folder, or a weights file."""
     load: tuple[Group, ...] = Field(GROUPS, min_length=1)
     """Which parts are loaded from the weights; the others stay fresh."""
-    norm: Literal["bn", "sync_bn", "frozen_bn"] = "bn"
+    norm: Literal["bn", "sync_bn", "frozen_bn", "gn"] = "bn"
     """The batch norms: `bn` trains them, `sync_bn` over all processes' images too (method.md; on one process the same),
-    `frozen_bn` keeps the backbone's as loaded and trains those of FPN and box head."""
+    `frozen_bn` keeps the backbone's as loaded and trains those of FPN and box head, `gn` puts GroupNorm in the place
+    of all of them. Weights learnt with BN do not fit GN: `gn` goes with weights=none or a detector trained with it."""
+    freeze: tuple[Group, ...] = ()
+    """Parts that are not trained, in any order."""
+    freeze_stages: Annotated[int, Field(ge=0, le=5)] = 0
+    """Stages of the backbone that are not trained, from below: 1 is the stem, 2 the stem and C2, ... 5 all
+    (detectron2's `FREEZE_AT`)."""
+    frozen_norm: Literal["population", "batch"] = "population"
+    """What batch norms of frozen parts normalise by: the statistics they came with, or each batch's own, which the
+    statistics kept for evaluation then follow. Their scale and shift are frozen either way."""
     data: TransferDataSection = TransferDataSection()
     architecture: ArchitectureSection = ArchitectureSection()
     """Of the detector; a pretraining run brings its own."""
     detection: DetectionSection = DetectionSection()
-    optim: TransferOptimSection = TransferOptimSection(iterations=SCHEDULES["1x"])
-    run: RunSection = RunSection()
+    optim: TransferOptimSection = TransferOptimSection(iterations=SCHEDULES["1x"].iterations)
+    run: TransferRunSection = TransferRunSection()
+
+    @field_validator("freeze", mode="after")
+    @classmethod
+    def _in_order(cls, value: tuple[Group, ...]) -> tuple[Group, ...]:
+        return tuple(group for group in GROUPS if group in value)
 
     @model_validator(mode="before")
     @classmethod
@@ -137,8 +161,18 @@ class TransferConfig(Section):
         if isinstance(optim, dict) and not {"epochs", "iterations"} & {
             key for key, value in optim.items() if value is not None
         }:
-            return {**tree, "optim": {**optim, "iterations": SCHEDULES["1x"]}}
+            return {**tree, "optim": {**optim, "iterations": SCHEDULES["1x"].iterations}}
         return tree
+
+    @property
+    def protocol(self) -> str:
+        """What is measured: `probe` where all that is pretrained is frozen, else `finetune`, with what is frozen."""
+        stages = [f"stages 1-{self.freeze_stages}"] if self.freeze_stages else []
+        mode = [] if self.frozen_norm == "population" else ["batch statistics"]
+        if self.freeze == GROUPS:
+            return ", ".join(["probe", *mode])
+        frozen = [*self.freeze, *stages]
+        return ", ".join(["finetune", *([f"{' + '.join(frozen)} frozen"] if frozen else []), *mode])
 
     @model_validator(mode="after")
     def _consistent(self) -> TransferConfig:
@@ -152,6 +186,13 @@ class TransferConfig(Section):
             raise ValueError("load: chooses among the parts of weights; with weights=none there are none")
         if self.norm == "frozen_bn" and "backbone" not in self.load:
             raise ValueError("norm: frozen_bn keeps statistics that nothing has learnt; load the backbone, or use bn")
+        if self.freeze_stages and "backbone" in self.freeze:
+            raise ValueError("freeze_stages: the backbone is frozen as a whole; leave it at 0")
+        if self.frozen_norm == "batch":
+            if not self.freeze and not self.freeze_stages:
+                raise ValueError("frozen_norm: nothing is frozen; set freeze or freeze_stages")
+            if self.norm in ("frozen_bn", "gn"):
+                raise ValueError(f"frozen_norm: batch statistics contradict norm={self.norm}; use norm=bn")
         paths = self.data.model_dump(exclude={"root", "fraction"})
         if self.data.root is None and any(paths.values()):
             absent = [f"data.{name}" for name in ("train_json", "val_json", "images") if not paths[name]]

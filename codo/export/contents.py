@@ -129,6 +129,8 @@ def read_contents(run: str) -> Contents:
         raise CodoError(f"export: {file} was not written by codo pretrain or codo transfer; name the folder of a run")
     raw, metadata = read_weights(file)
     found = recognise(raw, codo=True, backbone=None)
+    if metadata.get("norm") == "gn":
+        raise CodoError(f"export: {file} has GroupNorm, which no format has names for; load it as codo's safetensors")
     architecture = ArchitectureSection.model_validate_json(metadata["architecture"])
     try:
         roi = json.loads(metadata.get("roi", "{}"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,14 +15,12 @@ from codo.jobs import transfer as transferring
 from codo.jobs.pretrain.preview import preview
 from codo.runs.console import counter
 from codo.runs.files import write_text
+from codo.runs.repeat import bring_to_end
 
 SAMPLE = {"train": 112, "val": 32, "foregrounds": 480, "size": 224}
 PRETRAIN = {"views": 1, "optim.epochs": 6}
 TRANSFER = {"optim.epochs": 4, "optim.eval_every": 2, "detection.min_size": [160], "detection.max_size": 224}
 """Sizes that two cores can bear in some minutes; too small for any conclusion."""
-
-BEGUN = {"config.yaml", "environment.json", "coverage.json", "metrics.jsonl"}
-"""What a run may have written before its first checkpoint."""
 
 
 def demo(out: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -42,6 +38,10 @@ def demo(out: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """
     if out.exists() and not out.is_dir():
         raise CodoError(f"--out {out} is a file; name a folder")
+
+    def found(what: str) -> None:
+        say(f"   {what}")
+
     data = out / "sample-data"
     if not data.exists():
         say(f"1. sample data -> {data}")
@@ -53,18 +53,18 @@ def demo(out: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
 
     say(f"3. pretraining without labels -> {out / 'pretrain'}")
     run = out / "pretrain"
-    _finish(run, say, partial(pretraining.resume, run), partial(pretraining.pretrain, config, run))
+    bring_to_end(run, partial(pretraining.pretrain, config, run), partial(pretraining.resume, run), found)
     rows = []
     for number, (name, weights) in enumerate({"none": "none", "codo": str(run)}.items(), 4):
         folder = out / f"transfer-{name}"
         say(f"{number}. transfer with weights {weights} -> {folder}")
         flags = TRANSFER | {"weights": weights, "data.root": str(data / "detection")}
         settings = transferring.load_transfer_config(preset="small", flags=flags)
-        summary = _finish(
+        summary = bring_to_end(
             folder,
-            say,
-            partial(transferring.resume, folder),
             partial(transferring.transfer, settings, folder),
+            partial(transferring.resume, folder),
+            found,
         )
         rows.append({"weights": name, "curve": summary["curve"]})
     write_text(out / "table.md", markdown(rows))
@@ -80,19 +80,3 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         *(f"| {row['weights']} | " + " | ".join(f"{point['AP']:.2f}" for point in row["curve"]) + " |" for row in rows),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _finish(
-    folder: Path, say: Callable[[str], None], resume: Callable[[], Any], start: Callable[[], Any]
-) -> dict[str, Any]:
-    """Bring the run in `folder` to its end, and read its summary."""
-    if (folder / "summary.json").is_file():
-        say("   finished before, kept")
-    elif (folder / "checkpoint.pt").is_file():
-        say("   stopped before, goes on")
-        resume()
-    else:
-        if folder.is_dir() and {file.name for file in folder.iterdir()} <= BEGUN:
-            shutil.rmtree(folder)  # stopped before its first checkpoint; anything else there is refused by `start`
-        start()
-    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))

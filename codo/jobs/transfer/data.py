@@ -75,6 +75,7 @@ def load_data(config: TransferConfig) -> Data:
         "fraction": config.data.fraction,
         "skipped": {"train": whole.skipped, "val": val.skipped},
         "fingerprint": fingerprint,
+        "whole_fingerprint": fingerprint if config.data.fraction >= 1 else fingerprint_of(whole, val, masks=masks),
     }
     return Data(paths.name, train, val, labels, masks, facts, fingerprint)
 

@@ -16,6 +16,7 @@ from codo.data.coco import CocoDataset, CocoImage
 from codo.data.images import ImageError, decode, resize
 from codo.data.masks import draw_mask
 from codo.jobs.transfer.data import training_annotations
+from codo.jobs.transfer.features import Kept
 from codo.runs.seed import generator
 from codo.runs.world import World
 
@@ -33,6 +34,7 @@ class Sample(NamedTuple):
         masks: `(N, H, W) uint8`, 0 or 1; None where the detector learns boxes alone.
         position: of the image in the data set.
         unreadable: what was wrong with the images that this one stands in for.
+        flipped: mirrored.
     """
 
     image: Tensor
@@ -41,6 +43,7 @@ class Sample(NamedTuple):
     position: int
     unreadable: list[str]
     masks: Tensor | None = None
+    flipped: bool = False
 
 
 class DetectionDataset(Dataset[Sample]):
@@ -58,6 +61,10 @@ class DetectionDataset(Dataset[Sample]):
         seed: of the flips and replacements.
         train: replace a broken image by another one, and mirror; else a broken image comes empty, with its reason.
         masks: give masks too; annotations without one are left out.
+
+    Attributes:
+        kept: of each image its size or what is wrong with it, where its features are kept: it is not read then, and
+            comes black.
     """
 
     def __init__(
@@ -73,6 +80,7 @@ class DetectionDataset(Dataset[Sample]):
         masks: bool = False,
     ) -> None:
         self.coco_images = coco.images
+        self.kept: list[Kept] | None = None
         self.short_side, self.long_side = short_side, long_side
         self.flip_p, self.seed, self.train = flip_p, seed, train
         # One array for all images: forked workers would copy a million small objects page by page.
@@ -95,7 +103,7 @@ class DetectionDataset(Dataset[Sample]):
         unreadable: list[str] = []
         while True:
             try:
-                pixels = read_image(self.coco_images[index], self.short_side, self.long_side)
+                pixels = self._read(index)
                 return self._sample(pixels, index, flip, unreadable)
             except ImageError as error:
                 unreadable.append(str(error))
@@ -103,6 +111,14 @@ class DetectionDataset(Dataset[Sample]):
                 none = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
                 return Sample(torch.zeros(3, 0, 0, dtype=torch.uint8), *none, index, unreadable)
             index = int(draw.integers(len(self)))
+
+    def _read(self, index: int) -> np.ndarray:
+        if self.kept is None:
+            return read_image(self.coco_images[index], self.short_side, self.long_side)
+        known = self.kept[index]
+        if known.reason is not None:
+            raise ImageError(known.reason)
+        return np.broadcast_to(np.uint8(0), (*known.size, 3))
 
     def _sample(self, pixels: np.ndarray, index: int, flip: bool, unreadable: list[str]) -> Sample:
         height, width = pixels.shape[:2]
@@ -115,7 +131,7 @@ class DetectionDataset(Dataset[Sample]):
         planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         masks = _draw(self._masks[index], source, (width, height), flip) if self._masks else None
         labels = torch.from_numpy(self._labels[rows])
-        return Sample(planes, torch.from_numpy(boxes), labels, index, unreadable, masks)
+        return Sample(planes, torch.from_numpy(boxes), labels, index, unreadable, masks, flip)
 
 
 class _Packed:

@@ -23,7 +23,8 @@ from codo.config.transfer import DETECTORS, TransferConfig
 from codo.errors import CodoError
 from codo.heads import box_head
 from codo.heads.box import POOLED_SIZE
-from codo.jobs.transfer.base import Detector, batch_norms
+from codo.jobs.transfer.base import Detector
+from codo.jobs.transfer.norms import put_group_norms, set_training
 from codo.jobs.transfer.one_stage import FCOSDetector, RetinaNetDetector, fcos_parts, retinanet_parts, upper_backbone
 from codo.parts import find
 
@@ -93,14 +94,14 @@ def build_detector(
     GroupNorm. A dotted path: what it names, called with `(backbone of P2-P5 and a pooled level, classes, detection)`.
 
     Args:
-        config: detector, architecture, norm and detection settings.
+        config: detector, architecture, detection settings, norm, and what of it is frozen.
         num_classes: classes without the background, K; labels are 1..K, and 0 is background.
         mean: of the channels RGB, in 0..1.
         std: of the channels RGB.
 
     Raises:
-        CodoError: an unknown backbone, or `frozen_bn` for a backbone that has no batch norm; a user's own detector
-            that is no module.
+        CodoError: an unknown backbone; nothing to freeze, or stages that are not known; a user's own detector that is
+            no module.
     """
     architecture, detection = config.architecture, config.detection
     upper = config.detector in ("retinanet", "fcos")
@@ -108,12 +109,6 @@ def build_detector(
         backbone = upper_backbone(architecture.backbone, architecture.fpn_channels)
     else:
         backbone = Backbone(architecture.backbone, architecture.fpn_channels, extra_blocks=LastLevelMaxPool())
-    if config.norm == "frozen_bn":
-        norms = batch_norms(backbone.body)
-        if not norms:
-            raise CodoError(f"norm: {architecture.backbone} has no batch norm to freeze; use norm=bn")
-        for module in norms:
-            module.requires_grad_(False)
     common: dict[str, Any] = {
         "min_size": detection.min_size,
         "max_size": detection.max_size,
@@ -140,6 +135,9 @@ def build_detector(
     else:
         detector = _own(config, backbone, num_classes)
     detector.norm = config.norm
+    if config.norm == "gn":
+        put_group_norms(detector)
+    set_training(detector, config)
     return detector
 
 

@@ -17,6 +17,7 @@ from codo.data.coco import CocoDataset, CocoImage
 from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.coco_metrics import CocoMetrics, Kind, coco_metrics
 from codo.jobs.transfer.dataset import DetectionDataset
+from codo.jobs.transfer.trunk import announce
 from codo.runs.hardware import Hardware
 from codo.runs.interrupt import ignore_stop_signals
 from codo.runs.world import World
@@ -117,6 +118,7 @@ def evaluate(
             if sample.image.numel() == 0:
                 found.append((row, [], sample.unreadable[0]))
             else:
+                announce(detector, dataset, [sample])
                 found.append((row, detect(detector, sample.image, source, categories, hardware), None))
             if on_image:
                 on_image(done * world.size, len(dataset))

@@ -7,17 +7,22 @@ import shlex
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from codo.config.transfer import TransferConfig, TransferOptimSection
+from codo.config.transfer import TransferConfig
 from codo.errors import CodoError, Interrupted
 from codo.jobs.transfer.base import Detector
+from codo.jobs.transfer.curve import best_point
 from codo.jobs.transfer.dataset import DetectionDataset, Sample, batches, steps_per_epoch
 from codo.jobs.transfer.evaluate import Evaluation, loader_options, to_input
+from codo.jobs.transfer.schedule import evaluation_interval, learning_rate, parts_of, total_steps
+from codo.jobs.transfer.trunk import announce
+from codo.jobs.transfer.window import Window
 from codo.runs.checkpoint import save_checkpoint
 from codo.runs.console import PLAIN_SECONDS, JobProgress
 from codo.runs.hardware import Hardware
@@ -25,11 +30,6 @@ from codo.runs.interrupt import StopRequest
 from codo.runs.record import RunFolder
 from codo.runs.seed import integer_seed
 from codo.runs.world import World
-
-REFERENCE_BATCH = 16
-"""Batch size that `optim.lr` is for (detectron2)."""
-WARMUP_START = 1e-3
-"""Share of lr at which the warm-up begins (detectron2)."""
 
 Evaluate = Callable[[Callable[[int, int], None]], Evaluation]
 
@@ -50,6 +50,8 @@ class Training:
         step: steps done.
         total: steps of the schedule.
         curve: one record (`step`, `epoch`, the twelve metrics, `mask_AP` of masks) an evaluation.
+        best_state: the detector's tensors at the evaluation of the highest AP so far (`curve.best_point`), in the first
+            process's memory; None before the first evaluation, and where that is the state at the end.
         seconds: time spent on training steps, evaluations left out.
         unreadable: what was wrong with the training images that were replaced.
     """
@@ -83,9 +85,10 @@ class Training:
         self.total = total_steps(optim, self.per_epoch)
         self.step = 0
         self.curve: list[dict[str, Any]] = []
+        self.best_state: dict[str, Tensor] | None = None
         self.seconds = 0.0
         self.unreadable: set[str] = set()
-        self._window = _Window()
+        self._window = Window()
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up the state that `save` wrote."""
@@ -94,6 +97,9 @@ class Training:
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.curve, self.seconds = state["step"], state["curve"], state["seconds"]
+        self.best_state = state.get("best")
+        if self._is_best:  # saved once only
+            self._keep_best()
 
     def save(self) -> None:
         """Write checkpoint.pt: all that the rest of the run depends on besides its config and data."""
@@ -105,6 +111,7 @@ class Training:
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "curve": self.curve,
+            "best": None if self._is_best else self.best_state,
             "seconds": self.seconds,
             "mean": list(self.detector.transform.image_mean),
             "std": list(self.detector.transform.image_std),
@@ -155,16 +162,14 @@ class Training:
         rate = learning_rate(self.config.optim, self.step, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        losses = self._losses(batch)
-        values = {name: float(v) for name, v in self.world.mean({k: v.detach() for k, v in losses.items()}).items()}
+        self.optimizer.zero_grad(set_to_none=True)
+        values = {name: float(v) for name, v in self.world.mean(self._accumulate(batch)).items()}
         if not all(map(math.isfinite, values.values())):
             terms = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
             raise CodoError(
                 f"step {self.step + 1}: a loss is not finite ({terms}) at lr {rate:.4g}; "
                 "lower optim.lr or lengthen optim.warmup_iterations"
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
@@ -177,26 +182,43 @@ class Training:
             record = {"step": self.step, "epoch": self.step / self.per_epoch, "lr": rate}
             if self.world.first:
                 self.folder.log(record | self._window.means())
-            self._window = _Window()
+            self._window = Window()
 
-    def _losses(self, batch: Sequence[Sample]) -> dict[str, Tensor]:
-        """Compute the loss terms of a batch. torchvision samples anchors, boxes and image sizes from the global
-        generator; it is seeded here, and put back, so that a step is a function of seed and step alone."""
+    def _accumulate(self, batch: Sequence[Sample]) -> dict[str, Tensor]:
+        """Compute the loss terms of a batch and add up their gradients, part by part (`optim.accumulate`).
+
+        A part counts by its images. torchvision samples anchors, boxes and image sizes from the global generator; it
+        is seeded here, and put back, so that a step is a function of seed and step alone.
+        """
+        device, totals = self.hardware.device, dict[str, Tensor]()
+        parts = [batch[part] for part in parts_of(len(batch), self.config.optim.accumulate)]
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            keys = (self.config.seed, self.step, *([self.world.rank] if self.world.size > 1 else []))
+            torch.manual_seed(integer_seed("transfer step", *keys))
+            for number, part in enumerate(parts, start=1):
+                model, share = self._model, len(part) / len(batch)
+                waits = isinstance(model, nn.parallel.DistributedDataParallel) and number < len(parts)
+                with model.no_sync() if waits else nullcontext():  # type: ignore[operator]  # DDP's
+                    losses = self._losses(part)
+                    self.scaler.scale(share * torch.stack(list(losses.values())).sum()).backward()
+                for name, loss in losses.items():
+                    totals[name] = totals.get(name, 0) + share * loss.detach()
+        return totals
+
+    def _losses(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         device = self.hardware.device
-        images = [to_input(sample.image, device) for sample in batch]
+        images = [to_input(sample.image, device) for sample in samples]
         targets = [
             {
                 "boxes": sample.boxes.to(device, non_blocking=True),
                 "labels": sample.labels.to(device, non_blocking=True),
                 **({} if sample.masks is None else {"masks": sample.masks.to(device, non_blocking=True)}),
             }
-            for sample in batch
+            for sample in samples
         ]
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            keys = (self.config.seed, self.step, *([self.world.rank] if self.world.size > 1 else []))
-            torch.manual_seed(integer_seed("transfer step", *keys))
-            with self.hardware.autocast():
-                return self._model(images, targets)
+        announce(self.detector, self.dataset, samples)
+        with self.hardware.autocast():
+            return self._model(images, targets)
 
     def _note_unreadable(self, batch: Sequence[Sample], bar: JobProgress) -> None:
         for sample in batch:
@@ -209,7 +231,7 @@ class Training:
                 raise CodoError(f"data: {count} training images in a row cannot be read, e.g. {first}")
 
     def _evaluate_if_due(self, bar: JobProgress, stop: StopRequest) -> None:
-        every = self.per_epoch * self.config.optim.eval_every
+        every = evaluation_interval(self.config.optim, self.per_epoch)
         due = self.step == self.total or (self.step > 0 and self.step % every == 0)
         if not due or (self.curve and self.curve[-1]["step"] == self.step):
             return
@@ -231,24 +253,23 @@ class Training:
             **self.evaluate(on_image).values,
         }
         self.curve.append(record)
+        if self._is_best:
+            self._keep_best()
         if self.world.first:
             self.folder.log(record)
         ap = record["AP"]
         bar.note(f"epoch {record['epoch']:.4g}: AP {'-' if ap is None else f'{ap:.2f}'}")
 
+    @property
+    def _is_best(self) -> bool:
+        """Whether the detector, as it is, is the one of the highest AP."""
+        best = best_point(self.curve)
+        return best is not None and best["step"] == self.step
 
-def learning_rate(optim: TransferOptimSection, step: int, total: int) -> float:
-    """Compute lr of a step (from 0): linear in the batch size, warmed up, a tenth after each milestone."""
-    rate = optim.lr * optim.batch_size / REFERENCE_BATCH
-    rate *= 0.1 ** sum(step >= round(share * total) for share in optim.milestones)
-    if step < optim.warmup_iterations:
-        rate *= WARMUP_START + (1 - WARMUP_START) * step / optim.warmup_iterations
-    return rate
-
-
-def total_steps(optim: TransferOptimSection, per_epoch: int) -> int:
-    """Count the steps of the schedule."""
-    return optim.iterations if optim.iterations is not None else (optim.epochs or 0) * per_epoch
+    def _keep_best(self) -> None:
+        self.best_state = None
+        if self.world.first and self.step < self.total:
+            self.best_state = {name: t.detach().cpu().clone() for name, t in self.detector.state_dict().items()}
 
 
 class _Plan(torch.utils.data.Sampler[list[tuple[int, int]]]):
@@ -259,37 +280,3 @@ class _Plan(torch.utils.data.Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         return self._batches
-
-
-class _Window:
-    """What is averaged between two lines of metrics."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._steps = self._images = 0
-        self._seconds = self._waited = 0.0
-
-    def add(self, values: dict[str, float], images: int, seconds: float, waited: float) -> None:
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._steps += 1
-        self._images += images
-        self._seconds += seconds
-        self._waited += waited
-
-    @property
-    def rate(self) -> float:
-        return self._images / max(self._seconds, 1e-9)
-
-    @property
-    def waiting(self) -> str:
-        return f"{100 * self._waited / max(self._seconds, 1e-9):.0f}%"
-
-    def means(self) -> dict[str, float]:
-        terms = {name: total / self._steps for name, total in self._sums.items()}
-        return {
-            "loss": sum(terms.values()),
-            **terms,
-            "images_per_s": self.rate,
-            "data_wait": self._waited / max(self._seconds, 1e-9),
-        }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from functools import partial
 
@@ -18,13 +17,12 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from codo.backbones import Backbone
 from codo.jobs.transfer.base import Detector
+from codo.jobs.transfer.norms import norm_groups
 
 RETINANET_ANCHORS = tuple(tuple(int(side * 2 ** (i / 3)) for i in range(3)) for side in (32, 64, 128, 256, 512))
 """Sides in pixels of the anchors of P3-P7 (torchvision)."""
 FCOS_ANCHORS = ((8,), (16,), (32,), (64,), (128,))
 """Sides in pixels that FCOS regresses by, its strides (torchvision)."""
-HEAD_GROUPS = 32
-"""Groups of the heads' GroupNorm (torchvision)."""
 
 
 class RetinaNetDetector(Detector, RetinaNet):
@@ -59,8 +57,8 @@ class _UpperPyramid(FeaturePyramidNetwork):
             lateral = self.inner_blocks[i](stages[i])
             inner = lateral + F.interpolate(inner, size=lateral.shape[-2:], mode="nearest")
             levels.insert(0, self.layer_blocks[i](inner))
-        assert self.extra_blocks is not None
-        levels, names = self.extra_blocks(levels, stages, names)
+        if self.extra_blocks is not None:
+            levels, names = self.extra_blocks(levels, stages, names)
         return OrderedDict(zip(names, levels, strict=True))
 
 
@@ -77,9 +75,7 @@ def fcos_parts(channels: int, classes: int) -> tuple[AnchorGenerator, nn.Module]
 
 
 def _group_norm(channels: int) -> partial[nn.GroupNorm]:
-    groups = math.gcd(HEAD_GROUPS, channels)
-    # A group of one channel would have one value on a map of 1 x 1, the P7 of a small image: torch refuses that.
-    return partial(nn.GroupNorm, groups // 2 if groups == channels > 1 else groups)
+    return partial(nn.GroupNorm, norm_groups(channels))
 
 
 # Under bf16 autocast torchvision would decode boxes in bf16; so the heads hand on float32.

@@ -17,6 +17,7 @@ from codo.errors import CodoError
 from codo.heads import RoIPool, assign_levels, box_head
 from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.detectors import CANONICAL_SIZE, SAMPLING_RATIO, BoxFeatures
+from codo.jobs.transfer.norms import put_group_norms
 from codo.jobs.transfer.weights import Coverage
 from codo.weights import GROUPS, Source
 
@@ -86,11 +87,16 @@ def prove(
     detector.eval()
     images, encoder_images, boxes = _inputs(detector, source, image)
     encoder = Backbone(architecture.backbone, architecture.fpn_channels if with_fpn else None).eval()
+    if detector.norm == "gn":
+        put_group_norms(encoder)
     _fill(encoder, source.state, "backbone.")
     if with_fpn and complete["box_head"] and isinstance(detector, BoxFeatures):
         compared = "box head features"
         pairs = [
-            (detector.box_features(images, boxes), _box_features(encoder, architecture, source, encoder_images, boxes))
+            (
+                detector.box_features(images, boxes),
+                _box_features(encoder, architecture, source, encoder_images, boxes, detector.norm),
+            )
         ]
     elif with_fpn:
         ours, theirs = detector.backbone(images), encoder(encoder_images)
@@ -144,12 +150,14 @@ def _inputs(detector: Detector, source: Source, image: Tensor) -> tuple[Tensor, 
 
 
 def _box_features(
-    encoder: Backbone, architecture: ArchitectureSection, source: Source, images: Tensor, boxes: Tensor
+    encoder: Backbone, architecture: ArchitectureSection, source: Source, images: Tensor, boxes: Tensor, norm: str
 ) -> Tensor:
     """Compute the box head's features as pretraining does, box by box from its own level."""
     head = box_head(
         architecture.fpn_channels, architecture.box_head_channels, architecture.box_head_convs, architecture.box_head_fc
     ).eval()
+    if norm == "gn":
+        put_group_norms(head)
     _fill(head, source.state, GROUPS["box_head"])
     pool = RoIPool(SAMPLING_RATIO, aligned=False)
     levels = list(encoder(images).values())

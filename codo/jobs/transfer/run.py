@@ -10,26 +10,28 @@ from typing import Any
 
 import torch
 
-from codo._version import __version__
 from codo.config.load import differences, fingerprint, load_config
 from codo.config.transfer import TransferConfig
 from codo.data.images import ImageError
 from codo.errors import CodoError
 from codo.jobs.transfer.base import Detector
+from codo.jobs.transfer.caching import freeze_trunk, plan_cache
 from codo.jobs.transfer.data import Data, load_data
 from codo.jobs.transfer.dataset import DetectionDataset, read_image
 from codo.jobs.transfer.detectors import build_detector
 from codo.jobs.transfer.evaluate import Evaluation, assess, evaluate
+from codo.jobs.transfer.finish import FINAL, TransferResult, finish
 from codo.jobs.transfer.loop import Training
+from codo.jobs.transfer.norms import check_norm
 from codo.jobs.transfer.proof import normalisation, prove
+from codo.jobs.transfer.schedule import describe_training
 from codo.jobs.transfer.weights import fresh_coverage, load_into_detector
 from codo.model import synchronise_bn
 from codo.runs.checkpoint import load_checkpoint
-from codo.runs.files import write_json, write_text
+from codo.runs.files import write_json
 from codo.runs.hardware import Hardware
 from codo.runs.record import RunFolder
 from codo.runs.seed import integer_seed
-from codo.runs.weights_file import save_weights
 from codo.runs.world import World
 from codo.weights import check_architecture, read_source
 
@@ -45,6 +47,9 @@ class Start:
         path: the run folder.
         data: counts, and what was skipped.
         loaded: what coverage.json says: the source of the weights, what was matched, the proof.
+        protocol: `probe`, `finetune`, and what of it is frozen.
+        training: what is trained and how (`schedule.describe_training`).
+        features: what is kept of a frozen trunk, in words; None where it is not frozen.
         resumed_at: steps done before.
         hardware: what it runs on, in words.
     """
@@ -52,26 +57,11 @@ class Start:
     path: Path
     data: dict[str, Any]
     loaded: dict[str, Any]
+    protocol: str
+    training: dict[str, Any]
+    features: str | None
     resumed_at: int
     hardware: str
-
-
-@dataclass(frozen=True)
-class TransferResult:
-    """What a run came to.
-
-    Attributes:
-        path: the run folder.
-        summary: what summary.json says: `metrics` (the twelve COCO numbers of boxes, 0-100), `mask_metrics`
-            where the detector finds masks, `errors` (TIDE), `per_class`, `curve`, ...
-
-    Example:
-        >>> TransferResult(Path("runs/t"), {"metrics": {"AP": 31.4}}).summary["metrics"]["AP"]
-        31.4
-    """
-
-    path: Path
-    summary: dict[str, Any]
 
 
 def transfer(
@@ -80,7 +70,8 @@ def transfer(
     """Train a detector and evaluate it.
 
     Writes config.yaml, environment.json, coverage.json, metrics.jsonl, checkpoint.pt; and, at the end,
-    weights.safetensors (the detector), predictions.json (COCO's result format) and summary.json.
+    weights.safetensors (the detector as it ends), best.safetensors (the one of the highest AP, where that was not the
+    end), predictions.json (of the end, in COCO's result format), curve.png and .svg, and summary.json.
 
     Args:
         config: all settings; from `load_transfer_config`, or made by hand.
@@ -158,7 +149,7 @@ def resume(
     with world.joined(hardware.device):
         if world.first:
             folder.sweep()
-            for name in ("summary.json", "weights.safetensors"):  # what is longer is not complete
+            for name in FINAL:  # what is longer is not complete
                 (path / name).unlink(missing_ok=True)
             folder.rewind_metrics(state["step"])
         detector = fresh_detector(config, len(data.labels), state["mean"], state["std"])
@@ -182,9 +173,6 @@ def _execute(
         folder.write_start(config, name, data.facts, hardware, {"processes": world.size})
     if config.norm == "sync_bn" and world.size > 1:
         synchronise_bn(detector, hardware.device)
-    if on_start and world.first:
-        done = state["step"] if state else 0
-        on_start(Start(folder.path, data.facts, loaded, done, hardware.describe()))
     detector.to(hardware.device).to(memory_format=torch.channels_last)
     sides = config.detection.min_size[-1], config.detection.max_size
     val_set = DetectionDataset(data.val, data.labels, *sides, train=False)
@@ -197,6 +185,12 @@ def _execute(
         seed=config.seed,
         masks=data.masks,
     )
+    trained = describe_training(config, detector, len(data.train.images))
+    kept = plan_cache(config, detector, (train_set, val_set), hardware, world)
+    if on_start and world.first:
+        done, told = state["step"] if state else 0, hardware.describe()
+        features = str(kept) if kept else None
+        on_start(Start(folder.path, data.facts, loaded, config.protocol, trained, features, done, told))
     latest: list[Evaluation] = []
 
     def evaluate_now(on_image: Callable[[int, int], None] | None = None) -> Evaluation:
@@ -204,13 +198,17 @@ def _execute(
         latest[:] = [assess(found, data.val, data.masks, breakdown=False)]
         return latest[0]
 
+    if state is not None:
+        detector.load_state_dict(state["detector"])
+    features_kept = freeze_trunk(detector, (train_set, val_set), hardware, kept) if kept else None
     training = Training(config, detector.train(), train_set, evaluate_now, hardware, folder, world)
     if state is not None:
         training.restore(state)
     training.run()
     if not latest:  # resumed, and lacked nothing but its summary
         evaluate_now()
-    return _finish(config, folder, data, detector, training, latest[0], loaded, name, world)
+    facts = {"fingerprint": name, "weights": loaded["weights"], "training": trained, "features": features_kept}
+    return finish(config, folder, data, training, latest[0], facts)
 
 
 def load_detector(config: TransferConfig, data: Data) -> tuple[Detector, dict[str, Any]]:
@@ -229,6 +227,7 @@ def load_detector(config: TransferConfig, data: Data) -> tuple[Detector, dict[st
         return detector, none
     check_architecture(config.architecture, config.weights)
     source = read_source(config.weights, config.architecture.backbone)
+    check_norm(config, source.metadata)
     detector = fresh_detector(config, len(data.labels), *normalisation(source))
     coverage = load_into_detector(detector, source, config.load)
     proof = prove(detector, config.architecture, source, coverage, _first_image(config, data))
@@ -256,56 +255,3 @@ def _first_image(config: TransferConfig, data: Data) -> torch.Tensor:
         except ImageError as broken:
             error = broken
     raise CodoError(f"data: not one training image can be read; the last: {error}")
-
-
-def _finish(
-    config: TransferConfig,
-    folder: RunFolder,
-    data: Data,
-    detector: Detector,
-    training: Training,
-    latest: Evaluation,
-    loaded: dict[str, Any],
-    name: str,
-    world: World,
-) -> TransferResult:
-    """Write the detector, its predictions and the summary."""
-    predictions, names = latest.predictions, data.train.categories
-    final = assess(predictions, data.val, data.masks)  # with the breakdown of errors, which the curve does without
-    metadata = {
-        "codo_version": __version__,
-        "fingerprint": name,
-        "detector": config.detector,
-        "architecture": config.architecture.model_dump_json(),
-        "detection": config.detection.model_dump_json(),
-        "categories": json.dumps([[category, names[category]] for category in data.labels]),
-        "norm": config.norm,
-        "mean": json.dumps(list(detector.transform.image_mean)),
-        "std": json.dumps(list(detector.transform.image_std)),
-    }
-    unreadable = set().union(*world.collect(training.unreadable))
-    file_names = {image.id: image.file_name for image in data.val.images}
-    summary = {
-        "kind": "transfer",
-        "detector": config.detector,
-        "fingerprint": name,
-        "data": data.facts,
-        "evaluated_on": "val",
-        "seed": config.seed,
-        "weights": loaded["weights"],
-        **final.summary(names),
-        "curve": training.curve,
-        "steps": training.step,
-        "train_seconds": round(training.seconds, 2),
-        "evaluation_seconds": round(predictions.seconds, 2),
-        "unreadable_images": {
-            "train": len(unreadable),
-            "val": [file_names[image] for image in predictions.unreadable],
-        },
-    }
-    if world.first:
-        save_weights(folder.path / "weights.safetensors", detector.state_dict(), metadata)
-        write_text(folder.path / "predictions.json", json.dumps(predictions.results) + "\n")
-        folder.write_summary(summary)
-    world.wait()
-    return TransferResult(folder.path, summary)

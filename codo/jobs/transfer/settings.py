@@ -8,6 +8,7 @@ from typing import Any
 
 from codo.config.load import load_config
 from codo.config.presets import TRANSFER_PRESETS
+from codo.config.schedules import REFERENCE_BATCH, SCHEDULES, schedule_fields
 from codo.config.transfer import TransferConfig
 from codo.errors import CodoError
 from codo.weights import check_architecture, read_architecture
@@ -19,8 +20,16 @@ def load_transfer_config(
     file: Path | None = None,
     flags: Mapping[str, Any] | None = None,
     sets: Sequence[str] = (),
+    schedule: str | None = None,
 ) -> TransferConfig:
-    """Compose a config: preset < the weights' own architecture < file < flags < sets.
+    """Compose a config: preset < the weights' own architecture < file < schedule < flags < sets.
+
+    Args:
+        preset: as for `load_config`; `1x`, `2x` and `12k` scale with the batch size, as `schedule` does.
+        file: YAML.
+        flags: dotted field -> value.
+        sets: `dotted.field=value`.
+        schedule: a name of `SCHEDULES`, scaled to the batch size by the linear rule (`schedule_fields`).
 
     Raises:
         CodoError: as `load_config`; or the architecture asked for is not the weights' own.
@@ -37,6 +46,11 @@ def load_transfer_config(
         "sets": sets,
     }
     config = load_config(TransferConfig, TRANSFER_PRESETS, **given)
+    scaled = _scaled(config, preset, schedule)
+    if scaled:
+        given["flags"] = scaled | {key: value for key, value in (flags or {}).items() if value is not None}
+        given["sets"] = ("optim.epochs=null", *sets)
+        config = load_config(TransferConfig, TRANSFER_PRESETS, **given)
     own = read_architecture(config.weights) if config.weights != "none" else None
     if own is None:
         return config
@@ -55,3 +69,21 @@ def load_transfer_config(
     architecture = own.model_copy(update=explicit)
     check_architecture(architecture, config.weights)
     return config.model_copy(update={"architecture": architecture})
+
+
+def _scaled(config: TransferConfig, preset: str | None, schedule: str | None) -> dict[str, Any]:
+    """List the fields of a schedule at the config's batch size; of a preset's schedule those not set to something else.
+
+    Raises:
+        CodoError: no such schedule.
+    """
+    size = config.optim.batch_size
+    if schedule is not None:
+        if schedule not in SCHEDULES:
+            raise CodoError(f"schedule: no schedule {schedule!r}; there are {', '.join(SCHEDULES)}")
+        return {key: value for key, value in schedule_fields(schedule, size).items() if value is not None}
+    if preset not in SCHEDULES or size == REFERENCE_BATCH or config.optim.epochs is not None:
+        return {}
+    own = {f"optim.{key}": value for key, value in config.optim.model_dump(mode="json").items()}
+    unscaled, wanted = schedule_fields(preset, REFERENCE_BATCH), schedule_fields(preset, size)
+    return {key: value for key, value in wanted.items() if value is not None and own[key] == unscaled[key]}

@@ -163,6 +163,8 @@ def test_paths_can_be_given_one_by_one(make_config: Callable[..., TransferConfig
     assert by_hand.fingerprint == load_data(make_config()).fingerprint
     swapped = load_data(make_config(data={"val_json": files["train_json"]}))
     assert len(swapped.val.images) == 6
+    with pytest.raises(CodoError, match="elsewhere"):
+        load_data(make_config(data={"val_images": "elsewhere"}))
 
 
 def test_a_set_without_boxes_is_refused(make_config: Callable[..., TransferConfig], own_root: Path) -> None:

@@ -6,8 +6,9 @@ from transfer_parts import ARCHITECTURE, detector_config
 from codo.config.sections import ArchitectureSection
 from codo.config.transfer import DetectionSection
 from codo.errors import CodoError
-from codo.jobs.transfer.base import Detector, batch_norms
+from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.detectors import build_detector
+from codo.jobs.transfer.norms import batch_norms
 
 SIZES = DetectionSection(min_size=(64,), max_size=96, roi_batch_size=8)
 TARGETS = [{"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([2])}]
@@ -49,7 +50,7 @@ def test_torchvisions_weights_give_torchvisions_detections() -> None:
 def test_trained_norms_learn_and_frozen_ones_do_not() -> None:
     for norm, moves in (("bn", True), ("frozen_bn", False)):
         detector = build(norm).train()
-        body, fpn = batch_norms(detector.backbone.body)[0], batch_norms(detector.backbone.fpn)[0]
+        body, fpn = (next(iter(batch_norms(p).values())) for p in (detector.backbone.body, detector.backbone.fpn))
         sum(detector(images(), TARGETS).values()).backward()
         assert bool(body.running_mean.any()) == moves
         assert (body.weight.grad is not None) == moves

@@ -58,7 +58,11 @@ def test_a_dry_run_trains_and_writes_nothing(
     [
         (["--epochs", "3"], 3, None),
         (["--preset", "1x", "--epochs", "3"], 3, None),
-        (["--schedule", "2x"], None, 180_000),
+        (["--schedule", "2x"], None, 720_000),  # at the preset's batch of 4
+        (["--schedule", "2x", "--batch-size", "16"], None, 180_000),
+        (["--schedule", "12k", "--batch-size", "8"], None, 24_000),
+        (["--preset", "1x", "--batch-size", "8"], None, 180_000),
+        (["--preset", "1x", "--batch-size", "8", "--set", "optim.iterations=7"], None, 7),
         (["--preset", "1x"], None, 90_000),
         ([], 12, None),
     ],

@@ -65,6 +65,30 @@ def test_two_processes_share_batches_and_evaluation(make_config, tmp_path):
     assert losses == pytest.approx(expected, rel=0.25)
 
 
+def test_two_processes_probe_in_parts(make_config, pretrained, tmp_path):
+    """A frozen trunk, and gradients added up over two parts before the processes share them."""
+    optim = {"epochs": 1, "batch_size": 4, "lr": 0.02, "warmup_iterations": 2, "accumulate": 2}
+    config = make_config(weights=str(pretrained), freeze=["backbone", "fpn", "box_head"], optim=optim, norm="sync_bn")
+    file, out = tmp_path / "config.yaml", tmp_path / "run"
+    file.write_text(dump_yaml(config))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    ran = subprocess.run(
+        [*launcher, str(ROOT / "cli.py"), "transfer", "--config", str(file), "--out", str(out)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "not kept (several processes)" in ran.stdout
+    before, after = (read_weights(path / "weights.safetensors")[0] for path in (pretrained, out))
+    assert all(torch.equal(after[f"backbone.{n}"], before[f"backbone.{n}"]) for n in ("body.bn1.running_mean",))
+    losses = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines() if "loss" in line]
+    single = transfer(config.model_copy(update={"norm": "bn"}), tmp_path / "single").path
+    expected = [json.loads(x)["loss"] for x in (single / "metrics.jsonl").read_text().splitlines() if "loss" in x]
+    assert losses == pytest.approx(expected, rel=0.25)
+
+
 def test_the_processes_parts_make_up_the_batches():
     whole = list(batches(7, 4, 0, 0, 4))
     parts = [list(batches(7, 4, 0, 0, 4, World(rank, 2, rank, 2))) for rank in (0, 1)]

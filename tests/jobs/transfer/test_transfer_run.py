@@ -14,8 +14,9 @@ from codo.config.transfer import TransferConfig, TransferOptimSection
 from codo.errors import CodoError, Interrupted
 from codo.jobs.transfer import load_transfer_config, resume, transfer
 from codo.jobs.transfer.data import load_data
-from codo.jobs.transfer.loop import Training, learning_rate
+from codo.jobs.transfer.loop import Training
 from codo.jobs.transfer.run import Start, load_detector
+from codo.jobs.transfer.schedule import learning_rate
 from codo.runs.weights_file import read_weights
 
 Make = Callable[..., TransferConfig]
@@ -56,6 +57,8 @@ def test_a_run_writes_all_that_it_says(make_config: Make, pretrained: Path, tmp_
         "checkpoint.pt",
         "weights.safetensors",
         "predictions.json",
+        "curve.png",
+        "curve.svg",
         "summary.json",
     }
     assert (run / "config.yaml").read_text() == dump_yaml(config)

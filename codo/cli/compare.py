@@ -1,0 +1,62 @@
+"""`codo compare`: transfer runs side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from codo.cli.told import number
+
+FACTS = ("data", "split", "fraction", "seed", "weights", "fingerprint", "protocol", "detector", "hardware", "steps")
+
+
+@click.command("compare", short_help="Put transfer runs side by side; refuse different protocols.")
+@click.argument("runs", metavar="RUN RUN ...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Compare runs of different protocols too.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def compare_command(runs: tuple[Path, ...], force: bool, as_json: bool) -> None:
+    """Put finished transfer runs side by side: data, weights, protocol, the COCO numbers, AP per class, curve, time.
+
+    Each RUN is a run folder, or one that `codo transfer --seeds` made, which stands for all of its runs. Runs that
+    differ in anything but seed, weights and machine are refused, with the fields that differ.
+    """
+    import json
+
+    from codo.jobs.transfer.compare import compare
+    from codo.runs.console import console, warn
+
+    found = compare(runs, force)
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), indent=2, ensure_ascii=False))
+        return
+    if found.differing:
+        warn(f"different protocols: the runs differ in {', '.join(found.differing)}")
+    console.print(_table(found.runs, found.differing))
+
+
+def _table(runs: list[dict[str, Any]], differing: dict[str, list[Any]]) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from codo.runs.console import duration
+
+    table = Table("", *(escape(run["run"]) for run in runs))
+
+    def add(name: str, values: list[str]) -> None:
+        table.add_row(escape(name), *map(escape, values))
+
+    for key in FACTS:
+        add(key, ["-" if run[key] is None else str(run[key]) for run in runs])
+    for key, values in differing.items():
+        add(f"differs: {key}", [str(value) for value in values])
+    for group, prefix in (("metrics", ""), ("mask_metrics", "mask ")):
+        for name in dict.fromkeys(name for run in runs for name in run.get(group, {})):
+            add(prefix + name, [number(run.get(group, {}).get(name)) for run in runs])
+    for name in dict.fromkeys(name for run in runs for name in run["per_class"]):
+        add(f"AP of {name}", [number(run["per_class"].get(name)) for run in runs])
+    add("curve area", [number(run["curve_area"]) for run in runs])
+    add("best AP", ["-" if not run["best"] else f"{run['best']['AP']:.1f} at {run['best']['step']}" for run in runs])
+    add("training took", [duration(run["train_seconds"]) for run in runs])
+    return table

@@ -1,0 +1,49 @@
+"""What a transfer run says of its protocol and its curve."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def print_training(protocol: str, training: dict[str, Any]) -> None:
+    """Say what is trained, what is frozen and how its norms behave, how long, and at which learning rates."""
+    from codo.runs.console import console
+
+    lines = [f"protocol: {protocol}; norm {training['norm']}"]
+    if training["frozen"]:
+        mode = {"population": "their population statistics", "batch": "each batch's statistics"}
+        lines[0] += f"; frozen: {', '.join(training['frozen'])}, norms there on {mode[training['frozen_norm']]}"
+    parts = ", ".join(
+        f"{name} {counts['trained'] / 1e6:.2f} of {sum(counts.values()) / 1e6:.2f} M"
+        for name, counts in training["groups"].items()
+        if sum(counts.values())
+    )
+    lines.append(f"trained: {training['trained_parameters'] / 1e6:.2f} M parameters ({parts})")
+    accumulated = f" in {training['accumulate']} parts" if training["accumulate"] > 1 else ""
+    falls = ", ".join(map(str, training["milestones"])) or "no step"
+    lines.append(
+        f"schedule: {training['steps']} steps of {training['batch_size']} images{accumulated} "
+        f"({training['steps'] / training['steps_per_epoch']:.4g} epochs); lr {training['peak_lr']:.4g} after "
+        f"{training['warmup_steps']} steps of warm-up, a tenth after {falls}; evaluation every "
+        f"{training['evaluation_every']} steps"
+    )
+    console.print("\n".join(lines), markup=False)
+
+
+def print_curve(summary: dict[str, Any]) -> None:
+    """Say what the course of AP came to."""
+    from codo.runs.console import console
+
+    area, best = summary["curve_area"], summary["best"]
+    if best:
+        kept = "the end" if best["step"] == summary["steps"] else "best.safetensors"
+        where = f"step {best['step']}, epoch {best['epoch']:.4g}, {kept}"
+        console.print(f"curve: area {number(area)}, best AP {best['AP']:.1f} ({where})")
+    reached = ", ".join(f"{level} after {step}" for level, step in summary["steps_to_ap"].items())
+    if reached:
+        console.print(f"AP reached, steps: {reached}")
+
+
+def number(value: float | None) -> str:
+    """Write a metric; COCO's -1 (nothing to find) as a dash."""
+    return "-" if value is None else f"{value:.1f}"

@@ -1,0 +1,131 @@
+"""Transfer runs side by side, where they followed one protocol."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from codo.config.load import differences, load_config
+from codo.config.transfer import TransferConfig
+from codo.errors import CodoError
+from codo.runs.record import RunFolder
+
+FREE = (
+    "seed",
+    "weights",
+    "load",
+    "run.",
+    "data.root",
+    "data.train_json",
+    "data.val_json",
+    "data.images",
+    "data.val_images",
+)
+"""What compared runs may differ in: the seed, the weights, where things lie and where they ran. That the data are the
+same is seen by their fingerprint."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs side by side.
+
+    Attributes:
+        runs: of each: `run`, `data`, `split`, `fraction`, `seed`, `weights` and their `fingerprint`, `protocol`,
+            `detector`, `hardware`, `metrics`, `mask_metrics` (of masks), `per_class` (name -> AP), `curve_area`,
+            `best`, `steps`, `train_seconds`.
+        differing: field -> the value of each run, of the protocol's fields in which they differ.
+    """
+
+    runs: list[dict[str, Any]]
+    differing: dict[str, list[Any]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give both, for JSON."""
+        return {"runs": self.runs, "differing": self.differing}
+
+
+def compare(paths: Sequence[Path], force: bool = False) -> Comparison:
+    """Read finished transfer runs, and compare them if they followed one protocol.
+
+    Args:
+        paths: run folders; a folder of several seeds stands for all of its runs.
+        force: compare runs of different protocols too.
+
+    Raises:
+        CodoError: not a finished transfer run; fewer than two; different protocols, with the fields that differ.
+
+    Example:
+        >>> codo.compare_transfers([Path("runs/none"), Path("runs/codo")]).runs[0]["metrics"]["AP"]  # doctest: +SKIP
+    """
+    folders = [folder for path in paths for folder in _runs_of(path)]
+    if len(folders) < 2:
+        raise CodoError(f"compare: two or more runs are needed, {len(folders)} given")
+    read = [_read(folder) for folder in folders]
+    differing: dict[str, list[Any]] = {}
+    for key in {key: None for _, _, protocol in read for key in protocol}:
+        values = [protocol.get(key) for _, _, protocol in read]
+        if any(value != values[0] for value in values):
+            differing[key] = values
+    for key in {key: None for _, config, _ in read for key in differences(read[0][1], config)}:
+        if not key.startswith(FREE):
+            differing[key] = [_value(config, key) for _, config, _ in read]
+    if differing and not force:
+        told = "; ".join(f"{key}: {', '.join(map(str, values))}" for key, values in differing.items())
+        raise CodoError(f"compare: the runs followed different protocols ({told}); --force compares them all the same")
+    return Comparison([row for row, _, _ in read], differing)
+
+
+def _runs_of(path: Path) -> list[Path]:
+    """List the runs that a path stands for: itself, or those of several seeds."""
+    if (path / "config.yaml").is_file() or not path.is_dir():
+        return [path]
+    found = [file.parent for file in path.glob("seed-*/config.yaml")]
+    return sorted(found, key=lambda folder: (len(folder.name), folder.name)) or [path]
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], TransferConfig, dict[str, Any]]:
+    """Read a run: its row, its config, and what else belongs to its protocol."""
+    run = RunFolder.open(folder)
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CodoError(f"{folder} is not finished: it has no summary.json; go on with --resume {folder}") from None
+    except (OSError, ValueError) as error:
+        raise CodoError(f"cannot read {folder / 'summary.json'}: {error}") from error
+    if summary.get("kind") != "transfer":
+        raise CodoError(f"{folder} is no transfer run; compare takes those")
+    config = load_config(TransferConfig, {}, file=folder / "config.yaml", default_preset="")
+    environment, data, weights = run.environment(), summary["data"], summary["weights"]
+    row = {
+        "run": str(folder),
+        "data": data["name"],
+        "split": summary["evaluated_on"],
+        "fraction": data["fraction"],
+        "seed": summary["seed"],
+        "weights": weights["source"],
+        "fingerprint": weights.get("run_fingerprint") or weights.get("sha256"),
+        "protocol": config.protocol,
+        "detector": summary["detector"],
+        "hardware": environment["hardware"],
+        "metrics": summary["metrics"],
+        **({"mask_metrics": summary["mask_metrics"]} if "mask_metrics" in summary else {}),
+        "per_class": {entry["name"]: entry["AP"] for entry in summary["per_class"]},
+        **{key: summary.get(key) for key in ("curve_area", "best", "steps", "train_seconds")},
+    }
+    # Runs of one data set with several seeds have trained on other shares of it: the fingerprint is the whole set's.
+    protocol = {
+        "data": data.get("whole_fingerprint", data["fingerprint"]),
+        "evaluated_on": summary["evaluated_on"],
+        "processes": environment.get("processes", 1),
+    }
+    return row, config, protocol
+
+
+def _value(config: TransferConfig, key: str) -> Any:
+    found: Any = config.model_dump(mode="json")
+    for name in key.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found

@@ -1,0 +1,191 @@
+"""Several seeds of one transfer, and runs side by side."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_transfer_run import stop_after
+
+from codo.cli import main
+from codo.config.load import dump_yaml
+from codo.config.transfer import TransferConfig
+from codo.errors import CodoError, Interrupted
+from codo.jobs.transfer import transfer
+from codo.jobs.transfer.compare import compare
+from codo.jobs.transfer.seeds import summarise, transfer_seeds
+
+Make = Callable[..., TransferConfig]
+SHORT = {"epochs": None, "iterations": 2, "batch_size": 2, "lr": 0.02, "warmup_iterations": 2}
+
+
+def codo(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as left:
+        main([*map(str, arguments)])
+    return int(left.value.code or 0)
+
+
+def test_seeds_go_on_where_they_were_stopped(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, out, said = make_config(optim=SHORT, data={"fraction": 0.67}), tmp_path / "out", list[str]()
+    with monkeypatch.context() as patch:
+        transfer(config.model_copy(update={"seed": 3}), out / "seed-3")
+        stop_after(patch, 1)
+        with pytest.raises(Interrupted):
+            transfer_seeds(config, [3, 1], out)
+    (out / "seed-8").mkdir()  # killed before its first checkpoint
+    shutil.copy(out / "seed-3" / "coverage.json", out / "seed-8")
+    finished = (out / "seed-3" / "summary.json").stat().st_mtime_ns
+    found = transfer_seeds(config, [3, 1, 8], out, say=said.append).summary
+    assert (out / "seed-3" / "summary.json").stat().st_mtime_ns == finished
+    assert [text for text in said if "before" in text] == ["finished before, kept", "stopped before, goes on"]
+    assert found == json.loads((out / "seeds.json").read_text())
+    assert found["seeds"] == [3, 1, 8]
+    runs = [json.loads((out / f"seed-{seed}" / "summary.json").read_text()) for seed in (3, 1, 8)]
+    assert [run["seed"] for run in runs] == [3, 1, 8]
+    for name, row in {**found["metrics"], "curve_area": found["curve_area"]}.items():
+        values = [run["metrics"].get(name, run["curve_area"]) for run in runs]
+        assert row["values"] == values
+        if None not in values:
+            assert row["mean"] == pytest.approx(sum(values) / 3)
+            assert row["std"] == pytest.approx(statistics.stdev(values))
+    assert {"curve.png", "curve.svg"} <= {path.name for path in out.iterdir()}
+    # Each seed trained on its own share of one data set: they compare.
+    together = compare([out])
+    assert [run["seed"] for run in together.runs] == [1, 3, 8]
+    assert len({run["data"]["fingerprint"] for run in runs}) > 1
+    with pytest.raises(CodoError, match=r"seed-3 holds a run of another config \(optim\.lr 0\.02 -> 0\.5\)"):
+        transfer_seeds(make_config(optim={**SHORT, "lr": 0.5}, data={"fraction": 0.67}), [3], out)
+    with pytest.raises(CodoError, match="is a run"):
+        transfer_seeds(config, [0], out / "seed-3")
+    with pytest.raises(CodoError, match="each once"):
+        transfer_seeds(config, [1, 1], out)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "0")
+    with pytest.raises(CodoError, match="one process at a time"):
+        transfer_seeds(config, [1], out)
+
+
+def test_one_seed_has_no_deviation_and_none_is_not_counted() -> None:
+    base = {
+        "detector": "fcos", "protocol": "probe", "weights": {"source": "none"}, "steps": 4, "train_seconds": 1.0,
+        "data": {"name": "a", "fraction": 1.0},
+    }  # fmt: skip
+    runs = [
+        {**base, "seed": i, "metrics": {"AP": ap, "APs": None}, "curve_area": ap} for i, ap in enumerate((1.0, 3.0))
+    ]
+    assert summarise(runs[:1])["metrics"]["AP"] == {"mean": 1, "std": None, "n": 1, "values": [1.0]}
+    both = summarise(runs)["metrics"]
+    assert both["AP"] == {"mean": 2, "std": pytest.approx(2**0.5), "n": 2, "values": [1.0, 3.0]}
+    assert both["APs"] == {"mean": None, "std": None, "n": 0, "values": [None, None]}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+def run_of(make_config: Make, made: Path, name: str, **fields: Any) -> Path:
+    if not (made / name).exists():
+        transfer(make_config(optim=SHORT, **fields), made / name)
+    return made / name
+
+
+def test_runs_of_one_protocol_stand_side_by_side(
+    make_config: Make, pretrained: Path, made: Path, tmp_path: Path, coco_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = tmp_path / "squares"
+    shutil.copytree(coco_root, elsewhere)
+    none = run_of(make_config, made, "none")
+    loaded = run_of(make_config, made, "loaded", weights=str(pretrained), seed=2, data={"root": str(elsewhere)})
+    found = compare([none, loaded])
+    assert found.differing == {}
+    first, second = found.runs
+    summary = json.loads((none / "summary.json").read_text())
+    assert (first["weights"], first["fingerprint"], second["fingerprint"]) == ("none", None, "0123456789abcdef")
+    assert (first["seed"], second["seed"], first["protocol"]) == (0, 2, "finetune")
+    assert first["metrics"] == summary["metrics"]
+    assert first["per_class"] == {entry["name"]: entry["AP"] for entry in summary["per_class"]}
+    assert codo("compare", none, loaded, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == found.as_dict()
+    assert codo("compare", none, loaded) == 0
+    printed = capsys.readouterr().out
+    for text in ("AP75", "AP of [light] square", "curve area", "0123456789abcdef", "training took"):
+        assert text in printed
+
+
+def test_other_protocols_are_refused_without_force(
+    make_config: Make, made: Path, tmp_path: Path, coco_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    none = run_of(make_config, made, "none")
+    other = run_of(make_config, made, "other", norm="gn", data={"fraction": 0.5}, detection={"min_size": [48]})
+    with pytest.raises(CodoError) as refused:
+        compare([none, other])
+    told = str(refused.value)
+    for text in ("norm: bn, gn", "data.fraction: 1.0, 0.5", "detection.min_size: [64], [48]", "--force"):
+        assert text in told
+    assert "\n" not in told
+    assert set(compare([none, other], force=True).differing) == {"norm", "data.fraction", "detection.min_size"}
+    assert codo("compare", none, other) == 2
+    assert codo("compare", none, other, "--force") == 0
+    assert "differs: norm" in capsys.readouterr().out
+    spoilt = tmp_path / "squares"
+    shutil.copytree(coco_root, spoilt)
+    content = json.loads((spoilt / "instances_val.json").read_text())
+    content["annotations"].pop()
+    (spoilt / "instances_val.json").write_text(json.dumps(content))
+    changed = run_of(make_config, made, "changed", data={"root": str(spoilt)})
+    with pytest.raises(CodoError, match=r"different protocols \(data: "):
+        compare([none, changed])
+
+
+def test_what_cannot_be_compared_is_said(make_config: Make, made: Path, tmp_path: Path) -> None:
+    none = run_of(make_config, made, "none")
+    for paths, said in (([none], "two or more"), ([none, tmp_path / "absent"], "not a run folder")):
+        with pytest.raises(CodoError, match=said):
+            compare(paths)
+    shutil.copytree(none, tmp_path / "copy")
+    (tmp_path / "copy" / "summary.json").write_text('{"kind": "pretrain"}')
+    with pytest.raises(CodoError, match="no transfer run"):
+        compare([none, tmp_path / "copy"])
+    (tmp_path / "copy" / "summary.json").unlink()
+    with pytest.raises(CodoError, match="not finished"):
+        compare([none, tmp_path / "copy"])
+
+
+def test_seeds_protocol_and_freezing_on_the_command_line(
+    make_config: Make, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "config.yaml", tmp_path / "out"
+    file.write_text(dump_yaml(make_config(optim=SHORT, weights=str(pretrained))))
+    command = ["transfer", "--config", file, "--protocol", "probe", "--seeds", "0,1", "--out", out]
+    assert codo(*command) == 0
+    printed = capsys.readouterr().out
+    for text in (
+        "protocol: probe; norm bn; frozen: backbone, fpn, box_head, norms there on their population statistics",
+        "features: of the frozen trunk, computed once and kept",
+        "schedule: 2 steps of 2 images (0.6667 epochs); lr 0.0025 after 2 steps of warm-up, a tenth after 1, 2",
+        "box_head 0.00 of 0.03 M",
+        "2 seeds on squares val",
+        "curve area",
+    ):
+        assert text in printed, text
+    assert codo(*command) == 0
+    assert capsys.readouterr().out.count("finished before, kept") == 2
+    assert codo("transfer", "--config", file, "--freeze", "fpn,backbone", "--frozen-norm", "batch", "--dry-run") == 0
+    assert "finetune, backbone + fpn frozen, batch statistics" in capsys.readouterr().out
+    for flags, said in (
+        (["--protocol", "probe", "--freeze", "fpn"], "both say what is frozen"),
+        (["--seeds", "0,1"], "goes with --out"),
+        (["--seeds", "0,x", "--out", "somewhere"], "numbers with commas"),
+        (["--freeze", "neck"], "freeze"),
+    ):
+        assert codo("transfer", "--config", file, *flags) == 2
+        assert said in capsys.readouterr().err
