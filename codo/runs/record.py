@@ -28,7 +28,7 @@ from codo.errors import CodoError
 from codo.runs.files import write_json, write_text
 from codo.runs.hardware import Hardware
 
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "pycocotools", "pydantic", "safetensors")
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "pycocotools", "hotcoco", "pydantic", "safetensors")
 
 
 class RunFolder:
@@ -165,13 +165,21 @@ def environment(fingerprint: str, data: dict[str, Any], hardware: Hardware) -> d
         "codo": __version__,
         "git": git_state(),
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "processor": processor(),
         "cores": os.cpu_count(),
         "hardware": hardware.describe(),
         "data": data,
     }
+
+
+def _version(package: str) -> str | None:
+    """Read an installed package's version; None where it is not installed (hotcoco may be missing)."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def git_state() -> dict[str, Any] | None:
