@@ -14,19 +14,18 @@ from codo.config.sections import ArchitectureSection
 from codo.config.transfer import TransferConfig
 from codo.errors import CodoError
 from codo.jobs.ablate.effective import effective, why_inert
-from codo.jobs.ablate.grid import (
+from codo.jobs.ablate.grid import GridFile, read_grid
+from codo.jobs.ablate.lines import Source
+from codo.jobs.ablate.rows import (
     SHORT,
     Change,
-    GridFile,
     RowPlan,
     check_error,
     flatten,
-    read_grid,
     reference_of,
     refuse_reserved,
     rows_of,
 )
-from codo.jobs.ablate.lines import Source
 
 PRETRAINED = "pretrained"
 """Stands for the weights of the row's own pretraining, in a transfer's config."""
