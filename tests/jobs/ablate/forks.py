@@ -13,6 +13,7 @@ from typing import Any
 
 from codo.cli import main
 from codo.errors import Interrupted
+from codo.jobs.transfer import coco_metrics
 from codo.runs import console
 
 
@@ -58,6 +59,7 @@ def run_command(arguments: list[str], output: int, environment: dict[str, str]) 
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
         os.environ.update(environment)
         console.console.file, console.errors.file = sys.stdout, sys.stderr
+        coco_metrics._hotcoco = lambda: None  # its threads do not survive a fork; pycocotools' numbers are the same
         main(arguments)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0
