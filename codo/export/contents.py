@@ -11,6 +11,7 @@ import torchvision
 from torch import Tensor
 
 from codo.config.sections import ArchitectureSection
+from codo.config.transfer import DetectionSection
 from codo.errors import CodoError
 from codo.runs.weights_file import read_weights
 from codo.weights import read_architecture, weights_path
@@ -49,6 +50,7 @@ class Contents:
         architecture: of the three parts.
         detector: `faster_rcnn`, ...; None for a pretraining run.
         classes: how many, without the background; None for a pretraining run.
+        detection: sizes, thresholds and lists that the detector was evaluated with; None for a pretraining run.
         mean: of the images' channels RGB, in 0..1.
         std: of the channels RGB.
         sampling_ratio: of the RoIAlign that the box head was trained behind.
@@ -64,6 +66,7 @@ class Contents:
     architecture: ArchitectureSection
     detector: str | None
     classes: int | None
+    detection: DetectionSection | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     sampling_ratio: int
@@ -132,6 +135,7 @@ def read_contents(run: str) -> Contents:
     if metadata.get("norm") == "gn":
         raise CodoError(f"export: {file} has GroupNorm, which no format has names for; load it as codo's safetensors")
     architecture = ArchitectureSection.model_validate_json(metadata["architecture"])
+    detection = metadata.get("detection")
     try:
         roi = json.loads(metadata.get("roi", "{}"))
         custom = json.loads(metadata.get("custom", "{}"))
@@ -143,6 +147,7 @@ def read_contents(run: str) -> Contents:
             architecture=architecture,
             detector=metadata.get("detector"),
             classes=len(categories) if categories is not None else None,
+            detection=DetectionSection.model_validate_json(detection) if detection is not None else None,
             mean=tuple(float(v) for v in json.loads(metadata["mean"])),
             std=tuple(float(v) for v in json.loads(metadata["std"])),
             sampling_ratio=int(roi.get("sampling_ratio", 2)),

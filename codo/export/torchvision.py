@@ -11,6 +11,7 @@ from torch import Tensor
 
 from codo.augment.colour import IMAGENET_MEAN, IMAGENET_STD
 from codo.config.sections import ArchitectureSection
+from codo.config.transfer import DetectionSection
 from codo.export.contents import Contents
 from codo.runs.files import atomic_path
 from codo.weights import keys
@@ -57,6 +58,8 @@ def usage(path: Path, contents: Contents) -> str:
     given = []
     if (contents.mean, contents.std) != (tuple(IMAGENET_MEAN), tuple(IMAGENET_STD)):
         given = [f"image_mean={list(contents.mean)}", f"image_std={list(contents.std)}"]
+    if whole and contents.detection is not None:
+        given += _settings(contents.detection)
     build = _standard if contents.architecture == ArchitectureSection() else _spelt_out
     fresh = ", ".join([*contents.lacking, "RPN and predictors"])
     strict, told = ("", "") if whole else (", strict=False", f"  # missing, so fresh: {fresh}")
@@ -67,13 +70,27 @@ def usage(path: Path, contents: Contents) -> str:
     )
 
 
+def _settings(detection: DetectionSection) -> list[str]:
+    """List the arguments by which the detector finds what it found in the run's own evaluation."""
+    return [
+        f"min_size={detection.min_size}",
+        f"max_size={detection.max_size}",
+        f"rpn_pre_nms_top_n_test={detection.rpn_pre_nms_test}",
+        f"rpn_post_nms_top_n_test={detection.rpn_post_nms_test}",
+        f"box_score_thresh={detection.score_threshold}",
+        f"box_detections_per_img={detection.detections_per_image}",
+    ]
+
+
 def _standard(contents: Contents, mask: bool, classes: int, given: list[str]) -> str:
     name = "maskrcnn_resnet50_fpn_v2" if mask else "fasterrcnn_resnet50_fpn_v2"
-    arguments = ", ".join(["weights=None", "weights_backbone=None", f"num_classes={classes}", *given])
+    arguments = ",\n    ".join(["weights=None", "weights_backbone=None", f"num_classes={classes}", *given])
     return f"""import torch
 from torchvision.models.detection import {name}
 
-model = {name}({arguments})  # num_classes counts the background"""
+model = {name}(  # num_classes counts the background
+    {arguments},
+)"""
 
 
 def _spelt_out(contents: Contents, mask: bool, classes: int, given: list[str]) -> str:

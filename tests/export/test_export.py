@@ -6,6 +6,7 @@ import json
 import pickle
 import pickletools
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from codo.backbones import Backbone
 from codo.cli import main
 from codo.cli.export import _FORMATS
 from codo.config.sections import ArchitectureSection
-from codo.config.transfer import TransferConfig
+from codo.config.transfer import DetectionSection, TransferConfig
 from codo.errors import CodoError
 from codo.export import FORMATS, export_run
+from codo.export.contents import read_contents
+from codo.export.torchvision import usage
 from codo.heads import box_head
 from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.detectors import build_detector
@@ -37,6 +40,14 @@ from tests.jobs.transfer.transfer_parts import encoder_state, metadata
 RESNET50 = ArchitectureSection()
 SMALL = ArchitectureSection(
     backbone="resnet18", fpn_channels=16, box_head_convs=2, box_head_channels=24, box_head_fc=32
+)
+DETECTION = DetectionSection(
+    min_size=(48, 64),
+    max_size=80,
+    rpn_pre_nms_test=90,
+    rpn_post_nms_test=70,
+    score_threshold=0.01,
+    detections_per_image=7,
 )
 ENDINGS = {"torchvision": ".pth", "timm": "", "detectron2": ".pkl", "mmdetection": ".pth"}
 IMAGES = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
@@ -55,7 +66,7 @@ def write_run(path: Path, model: ArchitectureSection = SMALL, aligned: bool = Tr
 
 def write_detector(path: Path, detector: str, architecture: ArchitectureSection = SMALL) -> tuple[Path, Detector]:
     """Write what a transfer run leaves, of three classes."""
-    config = TransferConfig(architecture=architecture, detector=detector, weights="some")
+    config = TransferConfig(architecture=architecture, detector=detector, weights="some", detection=DETECTION)
     with torch.random.fork_rng():
         torch.manual_seed(3)
         made = build_detector(config, 3)
@@ -65,6 +76,7 @@ def write_detector(path: Path, detector: str, architecture: ArchitectureSection 
                 value.add_(0.01 * torch.rand(value.shape, generator=torch.Generator().manual_seed(1)))
     told = metadata(architecture=architecture.model_dump_json(), detector=detector)
     del told["roi"], told["alignment"]
+    told["detection"] = DETECTION.model_dump_json()
     told["categories"] = json.dumps([[7, "cat"], [9, "dog"], [12, "cow"]])
     save_weights(path / "weights.safetensors", made.state_dict(), told)
     return path, made.eval()
@@ -158,14 +170,29 @@ def test_a_trained_detector_is_torchvisions_as_a_whole(
     assert len(done.groups["detector"]) > 8
     model, printed = execute(done.usage, capsys)
     assert printed == "<All keys matched successfully>\n"
-    model.transform.min_size, model.transform.max_size = (64,), 96
-    detector.transform.min_size, detector.transform.max_size = (64,), 96
-    model.roi_heads.score_thresh = detector.roi_heads.score_thresh = 0.0
     with torch.no_grad():
         theirs, ours = model(list(IMAGES))[0], detector(list(IMAGES))[0]
-    assert len(ours["boxes"]) > 0
+    assert len(ours["boxes"]) == DETECTION.detections_per_image
+    for kept in ("pre", "post"):
+        assert getattr(model.rpn, f"{kept}_nms_top_n")() == getattr(detector.rpn, f"{kept}_nms_top_n")()
     for name in ours:
         torch.testing.assert_close(theirs[name], ours[name])
+
+
+@pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn"])
+def test_torchvisions_own_function_takes_the_runs_settings(kind: str, tmp_path: Path) -> None:
+    told = metadata(detector=kind, architecture=SMALL.model_dump_json(), detection=DETECTION.model_dump_json())
+    save_weights(tmp_path / "run" / "weights.safetensors", encoder_state(SMALL), {**told, "categories": '[[3, "a"]]'})
+    contents = replace(read_contents(str(tmp_path / "run")), architecture=RESNET50)
+    code, _, _ = usage(tmp_path / "codo.pth", contents).partition("\nstate =")
+    names: dict[str, Any] = {}
+    with torch.device("meta"):
+        exec(code, names)
+    model = names["model"].eval()
+    assert (model.transform.min_size, model.transform.max_size) == ((48, 64), 80)
+    assert (model.rpn.pre_nms_top_n(), model.rpn.post_nms_top_n()) == (90, 70)
+    assert (model.roi_heads.score_thresh, model.roi_heads.detections_per_img) == (0.01, 7)
+    assert model.roi_heads.box_predictor.cls_score.out_features == 2
 
 
 def test_another_normalisation_is_said(tmp_path: Path) -> None:
