@@ -43,7 +43,7 @@ def load_config(
     Raises:
         CodoError: an unknown preset or field (with what was meant), a value out of range, a broken file.
     """
-    tree = _read_yaml(file) if file else {}
+    tree = read_yaml(file) if file else {}
     named = tree.pop("preset", None)
     name = preset or named or (None if file else default_preset)
     if name is not None and (not isinstance(name, str) or name not in presets):
@@ -103,7 +103,12 @@ def differences(a: BaseModel, b: BaseModel) -> dict[str, tuple[Any, Any]]:
     return {key: (left.get(key), right.get(key)) for key in keys if left.get(key, missing) != right.get(key, missing)}
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Read a mapping of settings; an empty file is an empty one.
+
+    Raises:
+        CodoError: it cannot be read, or is something else.
+    """
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from codo.config.load import load_config
+from codo.config.load import load_config, read_yaml
 from codo.config.presets import TRANSFER_PRESETS
 from codo.config.schedules import REFERENCE_BATCH, SCHEDULES, schedule_fields
 from codo.config.transfer import TransferConfig
@@ -25,7 +25,8 @@ def load_transfer_config(
     """Compose a config: preset < the weights' own architecture < file < schedule < flags < sets.
 
     Args:
-        preset: as for `load_config`; `1x`, `2x` and `12k` scale with the batch size, as `schedule` does.
+        preset: as for `load_config`; `1x`, `2x` and `12k` scale with the batch size, as `schedule` does, but for the
+            fields that are set to something else or stand in the file.
         file: YAML.
         flags: dotted field -> value.
         sets: `dotted.field=value`.
@@ -46,7 +47,8 @@ def load_transfer_config(
         "sets": sets,
     }
     config = load_config(TransferConfig, TRANSFER_PRESETS, **given)
-    scaled = _scaled(config, preset, schedule)
+    tree = read_yaml(file) if file else {}
+    scaled = _scaled(config, preset or tree.get("preset"), schedule, kept=tree.get("optim", {}))
     if scaled:
         given["flags"] = scaled | {key: value for key, value in (flags or {}).items() if value is not None}
         given["sets"] = ("optim.epochs=null", *sets)
@@ -71,8 +73,14 @@ def load_transfer_config(
     return config.model_copy(update={"architecture": architecture})
 
 
-def _scaled(config: TransferConfig, preset: str | None, schedule: str | None) -> dict[str, Any]:
+def _scaled(config: TransferConfig, preset: str | None, schedule: str | None, kept: Collection[str]) -> dict[str, Any]:
     """List the fields of a schedule at the config's batch size; of a preset's schedule those not set to something else.
+
+    Args:
+        config: with the schedule as it is at batch 16.
+        preset: the one that the config is of.
+        schedule: the one asked for in its place.
+        kept: fields of `optim` that stay as they are where the schedule is a preset's.
 
     Raises:
         CodoError: no such schedule.
@@ -86,4 +94,8 @@ def _scaled(config: TransferConfig, preset: str | None, schedule: str | None) ->
         return {}
     own = {f"optim.{key}": value for key, value in config.optim.model_dump(mode="json").items()}
     unscaled, wanted = schedule_fields(preset, REFERENCE_BATCH), schedule_fields(preset, size)
-    return {key: value for key, value in wanted.items() if value is not None and own[key] == unscaled[key]}
+    return {
+        key: value
+        for key, value in wanted.items()
+        if value is not None and own[key] == unscaled[key] and key.removeprefix("optim.") not in kept
+    }

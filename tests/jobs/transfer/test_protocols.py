@@ -172,6 +172,19 @@ def test_schedules_scale_linearly(tmp_path: Path) -> None:
         load_transfer_config(schedule="3x")
 
 
+def test_a_preset_scales_wherever_it_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("preset: 1x\noptim: {batch_size: 4}\n")
+    named = load_transfer_config(file=file)
+    assert named == load_transfer_config(preset="1x", flags={"optim.batch_size": 4})
+    assert (named.optim.iterations, named.optim.warmup_iterations) == (360_000, 4000)
+    file.write_text("preset: 1x\n")
+    assert load_transfer_config(file=file, flags={"optim.batch_size": 4}) == named
+    file.write_text("preset: 1x\noptim: {batch_size: 4, iterations: 90000}\n")  # written out, so meant
+    optim = load_transfer_config(file=file).optim
+    assert (optim.iterations, optim.warmup_iterations) == (90_000, 4000)
+
+
 def test_evaluation_may_come_within_an_epoch(make_config: Make, tmp_path: Path) -> None:
     """And an interrupted evaluation plan is the same: it counts steps."""
     result = transfer(make_config(optim={"eval_every": 0.34}), tmp_path / "run")
