@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from codo.config.schedules import REFERENCE_BATCH
+
 
 def print_training(protocol: str, training: dict[str, Any]) -> None:
     """Say what is trained, what is frozen and how its norms behave, how long, and at which learning rates."""
@@ -23,9 +25,9 @@ def print_training(protocol: str, training: dict[str, Any]) -> None:
     falls = ", ".join(map(str, training["milestones"])) or "no step"
     lines.append(
         f"schedule: {training['steps']} steps of {training['batch_size']} images{accumulated} "
-        f"({training['steps'] / training['steps_per_epoch']:.4g} epochs); lr {training['peak_lr']:.4g} after "
-        f"{training['warmup_steps']} steps of warm-up, a tenth after {falls}; evaluation every "
-        f"{training['evaluation_every']} steps"
+        f"({training['steps'] / training['steps_per_epoch']:.4g} epochs); lr {training['peak_lr']:.4g} "
+        f"({training['lr']:.4g} at batch {REFERENCE_BATCH}) after {training['warmup_steps']} steps of warm-up, "
+        f"a tenth after {falls}; evaluation every {training['evaluation_every']} steps"
     )
     console.print("\n".join(lines), markup=False)
 

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 REFERENCE_BATCH = 16
 """Batch size that `optim.lr` and the schedules are for (detectron2)."""
+REFERENCE_LR = 0.02
+"""lr of the schedules at batch 16 (detectron2)."""
 
 
 class Schedule(NamedTuple):
@@ -39,15 +41,15 @@ SCHEDULE_WARMUP = 1000
 def schedule_fields(name: str, batch_size: int) -> dict[str, Any]:
     """Scale a schedule to a batch size by the linear rule: as many images, so more steps of a smaller batch.
 
-    `optim.lr` is scaled where it is used. (Goyal et al., arXiv 1706.02677; detectron2's `auto_scale_workers` scales
-    the same quantities.)
+    `optim.lr` stays that of batch 16: it is scaled where it is used. (Goyal et al., arXiv 1706.02677; detectron2's
+    `auto_scale_workers` scales the same quantities.)
 
     Args:
         name: of `SCHEDULES`.
         batch_size: images a step.
 
     Returns:
-        Dotted fields: length, milestones, warm-up.
+        Dotted fields: length, lr, milestones, warm-up.
 
     Example:
         >>> schedule_fields("1x", 8)["optim.iterations"]
@@ -57,6 +59,7 @@ def schedule_fields(name: str, batch_size: int) -> dict[str, Any]:
     return {
         "optim.epochs": None,
         "optim.iterations": round(schedule.iterations * REFERENCE_BATCH / batch_size),
+        "optim.lr": REFERENCE_LR,
         "optim.milestones": list(schedule.milestones),
         "optim.warmup_iterations": round(SCHEDULE_WARMUP * REFERENCE_BATCH / batch_size),
     }

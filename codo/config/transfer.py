@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from codo.config.schedules import SCHEDULES
+from codo.config.schedules import REFERENCE_LR, SCHEDULES
 from codo.config.sections import ArchitectureSection, RunSection, Section
 
 Positive = Annotated[float, Field(gt=0)]
@@ -74,7 +74,7 @@ class TransferOptimSection(Section):
     iterations: Count | None = None
     """Length in steps; 1x is 90,000."""
     batch_size: Count = 16
-    lr: Positive = 0.02
+    lr: Positive = REFERENCE_LR
     """For a batch of 16; scaled by batch_size / 16."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4

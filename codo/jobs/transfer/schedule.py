@@ -77,6 +77,7 @@ def describe_training(config: TransferConfig, detector: nn.Module, images: int) 
         "steps_per_epoch": per_epoch,
         "batch_size": optim.batch_size,
         "accumulate": optim.accumulate,
+        "lr": optim.lr,
         "peak_lr": peak_rate(optim),
         "warmup_steps": optim.warmup_iterations,
         "milestones": milestones(optim, total),

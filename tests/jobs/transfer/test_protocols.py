@@ -158,7 +158,7 @@ def test_contradictions_are_refused_in_one_line(fields: dict[str, Any], said: st
 def test_schedules_scale_linearly(tmp_path: Path) -> None:
     plans = {}
     for name, size in (("1x", 16), ("1x", 4), ("12k", 8)):
-        config = load_transfer_config(schedule=name, flags={"optim.batch_size": size, "optim.lr": 0.02})
+        config = load_transfer_config(schedule=name, flags={"optim.batch_size": size})  # of the preset `small`
         plan = describe_training(config, nn.Linear(1, 1), 1000)
         plans[name, size] = [plan[key] for key in ("steps", "milestones", "warmup_steps", "peak_lr")]
     assert plans == {
@@ -166,6 +166,12 @@ def test_schedules_scale_linearly(tmp_path: Path) -> None:
         ("1x", 4): [360_000, [240_000, 320_000], 4000, 0.005],
         ("12k", 8): [24_000, [18_000, 22_000], 2000, 0.01],
     }
+    file = tmp_path / "config.yaml"
+    file.write_text("optim: {lr: 0.5, epochs: 3}\n")
+    assert load_transfer_config(schedule="1x", file=file).optim.lr == 0.02
+    assert load_transfer_config(schedule="1x", flags={"optim.lr": 0.3}).optim.lr == 0.3
+    assert load_transfer_config(schedule="1x", sets=["optim.lr=0.3"]).optim.lr == 0.3
+    assert load_transfer_config(preset="1x", flags={"optim.batch_size": 4}, sets=["optim.lr=0.3"]).optim.lr == 0.3
     assert load_transfer_config(preset="12k").optim.milestones == (0.75, 11 / 12)
     assert load_transfer_config(schedule="2x", sets=["optim.milestones=[0.5]"]).optim.milestones == (0.5,)
     with pytest.raises(CodoError, match="there are 1x, 2x, 12k"):

@@ -171,7 +171,8 @@ def test_seeds_protocol_and_freezing_on_the_command_line(
     for text in (
         "protocol: probe; norm bn; frozen: backbone, fpn, box_head, norms there on their population statistics",
         "features: of the frozen trunk, computed once and kept",
-        "schedule: 2 steps of 2 images (0.6667 epochs); lr 0.0025 after 2 steps of warm-up, a tenth after 1, 2",
+        "schedule: 2 steps of 2 images (0.6667 epochs); lr 0.0025 (0.02 at batch 16) after 2 steps of warm-up, "
+        "a tenth after 1, 2",
         "box_head 0.00 of 0.03 M",
         "2 seeds on squares val",
         "curve area",
