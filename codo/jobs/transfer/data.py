@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from codo.config.transfer import TransferConfig
-from codo.data.coco import CocoDataset, data_fingerprint, find_splits, load_coco
+from codo.data.coco import (
+    CocoDataset,
+    _image_folder,
+    _split_jsons,
+    data_fingerprint,
+    find_splits,
+    load_coco,
+)
 from codo.data.masks import check_mask, has_mask
 from codo.data.sample import sample_data
 from codo.errors import CodoError
@@ -163,14 +170,18 @@ def fingerprint_of(*splits: CocoDataset, masks: bool = False) -> str:
 def val_paths(config: TransferConfig) -> tuple[str, Path, Path]:
     """Find what a run is evaluated on: the data set's name, the annotations, the folder of the images.
 
+    The training split is not asked for.
+
     Raises:
-        CodoError: there is no data set.
+        CodoError: there is no data set, or no validation split.
     """
     data = config.data
-    if data.val_json and data.val_images:
-        return Path(data.val_json).resolve().parent.name, Path(data.val_json), Path(data.val_images)
-    paths = _paths(config)
-    return paths.name, paths.val_json, paths.val_images
+    images = data.val_images or data.images
+    if data.val_json and images:
+        return Path(data.val_json).resolve().parent.name, Path(data.val_json), Path(images)
+    root, name = _root(config)
+    json_path, folder = _val_split(root)
+    return name, Path(data.val_json) if data.val_json else json_path, Path(images) if images else folder
 
 
 @dataclass(frozen=True)
@@ -196,11 +207,7 @@ def _paths(config: TransferConfig) -> _Paths:
             Path(data.val_json),
             Path(data.val_images or data.images),
         )
-    if data.root is None:
-        root, name = sample_data(progress=counter("rendering sample data")) / "detection", "sample-data"
-    else:
-        root = Path(data.root)
-        name = root.resolve().name
+    root, name = _root(config)
     found = find_splits(root)
     val_images = data.val_images or data.images
     return _Paths(
@@ -210,3 +217,27 @@ def _paths(config: TransferConfig) -> _Paths:
         Path(data.val_json) if data.val_json else found.val_json,
         Path(val_images) if val_images else found.val_images,
     )
+
+
+def _root(config: TransferConfig) -> tuple[Path, str]:
+    """Settle the data set's folder and what to call it: the sample data where none is named."""
+    if config.data.root is None:
+        return sample_data(progress=counter("rendering sample data")) / "detection", "sample-data"
+    root = Path(config.data.root)
+    return root, root.resolve().name
+
+
+def _val_split(root: Path) -> tuple[Path, Path]:
+    """Find the validation annotations and their images; of several years as `find_splits`, or else the newest.
+
+    Raises:
+        CodoError: no folder `root`, or no such split in it.
+    """
+    val, train = _split_jsons(root, "val"), _split_jsons(root, "train")
+    if not val:
+        raise CodoError(
+            f"{root} has no validation annotations: instances_val.json beside images/, or "
+            "annotations/instances_val2017.json beside val2017/ (any year), is expected"
+        )
+    year = next((year for year in val if year in train), next(iter(val)))
+    return val[year], _image_folder(root, "val", year)

@@ -18,6 +18,7 @@ from codo.config.transfer import TransferConfig
 from codo.data.coco import CocoDataset, load_coco
 from codo.errors import CodoError
 from codo.jobs.transfer import transfer
+from codo.jobs.transfer.data import val_paths
 from codo.jobs.transfer.draw import colour, draw_detections
 from codo.jobs.transfer.evaluate_run import evaluate_run, match_categories
 from codo.jobs.transfer.finished import open_run
@@ -70,6 +71,28 @@ def test_the_runs_own_data_give_the_runs_own_metrics(run: Path, tmp_path: Path) 
     assert ours == theirs
     assert len(ours) > 0
     assert found["metrics"]["AP50"] > 0
+
+
+def test_only_the_validation_split_is_asked_for(
+    coco_root: Path, tmp_path: Path, make_config: Callable[..., TransferConfig]
+) -> None:
+    simple, official = tmp_path / "simple", tmp_path / "official"
+    shutil.copytree(coco_root, simple)
+    config = make_config(data={"root": str(simple)})
+    with_both = val_paths(config)
+    (simple / "instances_train.json").unlink()
+    assert val_paths(config) == with_both == ("simple", simple / "instances_val.json", simple / "images")
+    for year in ("2014", "2017"):
+        shutil.copytree(coco_root / "images", official / f"val{year}")
+        (official / "annotations").mkdir(exist_ok=True)
+        shutil.copy(coco_root / "instances_val.json", official / "annotations" / f"instances_val{year}.json")
+    newest = official / "annotations" / "instances_val2017.json"
+    assert val_paths(make_config(data={"root": str(official)})) == ("official", newest, official / "val2017")
+    shutil.copy(coco_root / "instances_train.json", official / "annotations" / "instances_train2014.json")
+    assert val_paths(make_config(data={"root": str(official)}))[2] == official / "val2014"  # as training takes it
+    (simple / "instances_val.json").unlink()
+    with pytest.raises(CodoError, match="no validation annotations"):
+        val_paths(config)
 
 
 def test_other_ids_of_the_same_names_are_matched(run: Path, masked_root: Path, tmp_path: Path) -> None:
