@@ -12,6 +12,11 @@ _PRECISION = click.option(
     type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
     help="Arithmetic of the convolutions; else as the run was.",
 )
+_BEST = click.option(
+    "--best",
+    is_flag=True,
+    help="Take best.safetensors, of the highest AP, where there is one, not the end of training.",
+)
 
 
 @click.command(name="evaluate")
@@ -22,6 +27,7 @@ _PRECISION = click.option(
 @click.option(
     "--out", metavar="DIR", type=click.Path(path_type=Path), help="Write evaluation.json and predictions.json there."
 )
+@_BEST
 @_DEVICE
 @_PRECISION
 def evaluate_command(
@@ -30,6 +36,7 @@ def evaluate_command(
     annotations: str | None,
     images: str | None,
     out: Path | None,
+    best: bool,
     device: str | None,
     precision: str | None,
 ) -> None:
@@ -44,8 +51,10 @@ def evaluate_command(
         annotations=annotations,
         images=images,
         out=out,
+        best=best,
         changes={"run.device": device, "run.precision": precision},
     )
+    console.print(f"weights: {found['weights']}", markup=False)
     facts = found["data"]
     console.print(
         f"{facts['name']}, {facts['annotations']}: {facts['images']} images, {facts['boxes']} boxes, "
@@ -75,6 +84,7 @@ def evaluate_command(
     show_default=True,
     help="Detections below it are left out.",
 )
+@_BEST
 @_DEVICE
 @_PRECISION
 def predict_command(
@@ -82,6 +92,7 @@ def predict_command(
     images: tuple[Path, ...],
     out: Path | None,
     score_threshold: float,
+    best: bool,
     device: str | None,
     precision: str | None,
 ) -> None:
@@ -90,7 +101,8 @@ def predict_command(
     from codo.runs.console import console
 
     changes = {"run.device": device, "run.precision": precision}
-    found = predict(run, images, out=out, score_threshold=score_threshold, changes=changes)
+    found = predict(run, images, out=out, score_threshold=score_threshold, best=best, changes=changes)
+    console.print(f"weights: {found.weights}", markup=False)
     console.print(
         f"{found.images} images, {len(found.results)} detections of score {score_threshold:g} or more; "
         f"{len(found.unreadable)} images cannot be read",

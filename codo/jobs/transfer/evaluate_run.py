@@ -27,6 +27,7 @@ def evaluate_run(
     annotations: str | None = None,
     images: str | None = None,
     out: Path | None = None,
+    best: bool = False,
     changes: Mapping[str, Any] | None = None,
     on_image: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def evaluate_run(
         annotations: a COCO JSON in place of the validation split's.
         images: the folder of its images.
         out: a new folder for evaluation.json and predictions.json (COCO's result format, the data set's category ids).
+        best: take the detector of the highest AP in place of that of the end (`open_run`).
         changes: dotted field -> value of the run's config: `run.device`, `run.precision`.
         on_image: told (done, total) after each image.
 
@@ -52,7 +54,7 @@ def evaluate_run(
         31.4
     """
     RunFolder.check_free(out)
-    run = open_run(path, changes)
+    run = open_run(path, changes, best=best)
     name, json_path, folder = val_paths(_data_config(run.config, data, annotations, images))
     coco = load_coco(json_path, folder)
     known = match_categories(run.categories, coco, json_path)
@@ -74,6 +76,7 @@ def evaluate_run(
     summary = {
         "kind": "evaluation",
         "run": str(path),
+        "weights": run.weights,
         "run_fingerprint": RunFolder(path).environment()["fingerprint"],
         "detector": run.config.detector,
         "data": {

@@ -29,6 +29,7 @@ class FinishedRun:
         detector: trained, on the hardware's device, in evaluation mode.
         categories: category id -> name, in the order of the labels 1..K.
         hardware: what it runs on.
+        weights: the file that the detector is of, and of which step it is.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class FinishedRun:
     detector: Detector
     categories: dict[int, str]
     hardware: Hardware
+    weights: str
 
     @property
     def masks(self) -> bool:
@@ -43,12 +45,13 @@ class FinishedRun:
         return "segm" in kinds_of(self.config.detector)
 
 
-def open_run(path: Path, changes: Mapping[str, Any] | None = None) -> FinishedRun:
+def open_run(path: Path, changes: Mapping[str, Any] | None = None, *, best: bool = False) -> FinishedRun:
     """Open a finished run.
 
     Args:
         path: the run folder.
         changes: dotted field -> value; of `run` and `detection`, None values are skipped.
+        best: take best.safetensors, the detector of the highest AP; where that was the end there is no such file.
 
     Raises:
         CodoError: no run there, not finished, a pretraining run, or its files do not fit each other.
@@ -57,7 +60,13 @@ def open_run(path: Path, changes: Mapping[str, Any] | None = None) -> FinishedRu
     file = path / "weights.safetensors"
     if not file.is_file():
         raise CodoError(f"{path} has no weights.safetensors: not finished; go on with: codo transfer --resume {path}")
+    told = "weights.safetensors, the end of training"
+    if best:
+        other = path / "best.safetensors"
+        file, told = (other, other.name) if other.is_file() else (file, f"{told}; there is no {other.name}")
     state, metadata = read_weights(file)
+    if file.name == "best.safetensors":
+        told += f", of step {metadata.get('step', '?')}, AP {metadata.get('AP', '?')} on the run's own data"
     if "detector" not in metadata:
         raise CodoError(f"{path} is a pretraining run, without a detector; train one: codo transfer --weights {path}")
     config = load_config(TransferConfig, {}, file=path / "config.yaml", default_preset="", flags=changes)
@@ -76,4 +85,4 @@ def open_run(path: Path, changes: Mapping[str, Any] | None = None) -> FinishedRu
         line = " ".join(str(error).split())
         raise CodoError(f"{file} is not the detector that config.yaml describes: {line[:300]}") from None
     hardware.apply()
-    return FinishedRun(path, config, detector.to(hardware.device).eval(), categories, hardware)
+    return FinishedRun(path, config, detector.to(hardware.device).eval(), categories, hardware, told)

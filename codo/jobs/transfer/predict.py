@@ -34,12 +34,14 @@ class Prediction:
         images: pictures that were read.
         results: COCO's result format; an `image_id` is an id of images.json.
         unreadable: what was wrong with the others.
+        weights: the file that the detector is of, and of which step it is.
     """
 
     path: Path
     images: int
     results: list[dict[str, Any]]
     unreadable: list[str]
+    weights: str
 
 
 def predict(
@@ -48,6 +50,7 @@ def predict(
     *,
     out: Path | None = None,
     score_threshold: float = 0.5,
+    best: bool = False,
     changes: Mapping[str, Any] | None = None,
     on_image: Callable[[int, int], None] | None = None,
 ) -> Prediction:
@@ -61,6 +64,7 @@ def predict(
         images: files, or folders of which all images are taken.
         out: a new folder; None is `runs/predict-N`.
         score_threshold: detections below it are left out.
+        best: take the detector of the highest AP in place of that of the end (`open_run`).
         changes: dotted field -> value of the run's config: `run.device`, `run.precision`.
         on_image: told (done, total) after each image.
 
@@ -73,7 +77,7 @@ def predict(
     """
     RunFolder.check_free(out)
     files = _files(images)
-    opened = open_run(run, {**(changes or {}), "detection.score_threshold": score_threshold})
+    opened = open_run(run, {**(changes or {}), "detection.score_threshold": score_threshold}, best=best)
     folder = RunFolder.create(out, "predict").path
     tell = on_image or counter("predicting")
     sides = opened.config.detection.min_size[-1], opened.config.detection.max_size
@@ -102,7 +106,7 @@ def predict(
     categories = [{"id": category, "name": name} for category, name in opened.categories.items()]
     write_json(folder / "images.json", {"images": listed, "categories": categories})
     write_text(folder / "predictions.json", json.dumps(results) + "\n")
-    return Prediction(folder, len(listed), results, unreadable)
+    return Prediction(folder, len(listed), results, unreadable, opened.weights)
 
 
 def _files(given: Sequence[Path]) -> dict[str, Path]:

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
+from transfer_parts import encoder_state, metadata
 
 from codo.cli import main
 from codo.config.transfer import TransferConfig
@@ -23,6 +25,7 @@ from codo.jobs.transfer.draw import colour, draw_detections
 from codo.jobs.transfer.evaluate_run import evaluate_run, match_categories
 from codo.jobs.transfer.finished import open_run
 from codo.jobs.transfer.predict import predict
+from codo.runs.weights_file import read_weights, save_weights
 
 
 def codo(*arguments: str | Path) -> int:
@@ -218,6 +221,29 @@ def test_both_commands_print_and_write(
     assert (tmp_path / "p" / "pictures" / "val_0.png.jpg").is_file()
 
 
+def test_the_best_is_taken_where_there_is_one(
+    run: Path, masked_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    (other / "best.safetensors").unlink(missing_ok=True)
+    end, told = read_weights(other / "weights.safetensors")
+    assert codo("evaluate", other, "--best", "--data", masked_root) == 0
+    assert "weights.safetensors, the end of training; there is no best.safetensors" in capsys.readouterr().out
+    best = {name: value + 1 if name.endswith("cls_score.bias") else value for name, value in end.items()}
+    save_weights(other / "best.safetensors", best, {**told, "step": "7", "AP": "12.3456"})
+    name = "roi_heads.box_predictor.cls_score.bias"
+    assert torch.equal(open_run(other).detector.state_dict()[name], end[name])
+    assert torch.equal(open_run(other, best=True).detector.state_dict()[name], best[name])
+    assert "the end" in evaluate_run(other)["weights"]
+    assert codo("evaluate", other, "--best", "--data", masked_root) == 0
+    said = "weights: best.safetensors, of step 7, AP 12.3456 on the run's own data"
+    assert said in " ".join(capsys.readouterr().out.split())
+    picture = masked_root / "images" / "val_0.png"
+    assert codo("predict", other, picture, "--best", "--out", tmp_path / "p") == 0
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
 def test_mistakes_end_in_one_line(
     run: Path, masked_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,10 +251,6 @@ def test_mistakes_end_in_one_line(
     for folder in (unfinished, pretraining, mixed):
         shutil.copytree(run, folder)
     (unfinished / "weights.safetensors").unlink()
-    from transfer_parts import encoder_state, metadata
-
-    from codo.runs.weights_file import save_weights
-
     save_weights(pretraining / "weights.safetensors", encoder_state(), metadata())
     text = (mixed / "config.yaml").read_text()
     (mixed / "config.yaml").write_text(text.replace("detector: mask_rcnn", "detector: fcos"))
