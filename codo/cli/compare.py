@@ -17,7 +17,8 @@ FACTS = ("data", "split", "fraction", "seed", "weights", "fingerprint", "protoco
 @click.option("--force", is_flag=True, help="Compare runs of different protocols too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def compare_command(runs: tuple[Path, ...], force: bool, as_json: bool) -> None:
-    """Put finished transfer runs side by side: data, weights, protocol, the COCO numbers, AP per class, curve, time.
+    """Put finished transfer runs side by side: data, weights, protocol, the COCO numbers, errors, AP per class, curve,
+    time.
 
     Each RUN is a run folder, or one that `codo transfer --seeds` made, which stands for all of its runs. Runs that
     differ in anything but seed, weights and machine are refused, with the fields that differ.
@@ -51,12 +52,21 @@ def _table(runs: list[dict[str, Any]], differing: dict[str, list[Any]]) -> Any:
         add(key, ["-" if run[key] is None else str(run[key]) for run in runs])
     for key, values in differing.items():
         add(f"differs: {key}", [str(value) for value in values])
-    for group, prefix in (("metrics", ""), ("mask_metrics", "mask ")):
+    groups = {
+        "metrics": "{}",
+        "mask_metrics": "mask {}",
+        "errors": "AP50 lost: {}",
+        "mask_errors": "mask AP50 lost: {}",
+    }
+    for group, label in groups.items():
         for name in dict.fromkeys(name for run in runs for name in run.get(group, {})):
-            add(prefix + name, [number(run.get(group, {}).get(name)) for run in runs])
+            add(label.format(name), [number(run.get(group, {}).get(name)) for run in runs])
     for name in dict.fromkeys(name for run in runs for name in run["per_class"]):
         add(f"AP of {name}", [number(run["per_class"].get(name)) for run in runs])
     add("curve area", [number(run["curve_area"]) for run in runs])
     add("best AP", ["-" if not run["best"] else f"{run['best']['AP']:.1f} at {run['best']['step']}" for run in runs])
+    reached = [run["steps_to_ap"] or {} for run in runs]
+    for level in sorted({level for steps in reached for level in steps}, key=int):
+        add(f"steps to AP {level}", [str(steps.get(level, "-")) for steps in reached])
     add("training took", [duration(run["train_seconds"]) for run in runs])
     return table

@@ -34,8 +34,9 @@ class Comparison:
 
     Attributes:
         runs: of each: `run`, `data`, `split`, `fraction`, `seed`, `weights` and their `fingerprint`, `protocol`,
-            `detector`, `hardware`, `metrics`, `mask_metrics` (of masks), `per_class` (name -> AP), `curve_area`,
-            `best`, `steps`, `train_seconds`.
+            `detector`, `hardware`, `metrics` and `errors` (TIDE's: kind -> AP50 that mending it would add),
+            `mask_metrics` and `mask_errors` (of masks), `per_class` (name -> AP), `curve_area`, `best`, `steps_to_ap`
+            (AP -> step), `steps`, `train_seconds`.
         differing: field -> the value of each run, of the protocol's fields in which they differ.
     """
 
@@ -111,9 +112,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], TransferConfig, dict[str, Any]]
         "detector": summary["detector"],
         "hardware": environment["hardware"],
         "metrics": summary["metrics"],
-        **({"mask_metrics": summary["mask_metrics"]} if "mask_metrics" in summary else {}),
+        **{key: summary[key] for key in ("errors", "mask_metrics", "mask_errors") if key in summary},
         "per_class": {entry["name"]: entry["AP"] for entry in summary["per_class"]},
-        **{key: summary.get(key) for key in ("curve_area", "best", "steps", "train_seconds")},
+        **{key: summary.get(key) for key in ("curve_area", "best", "steps_to_ap", "steps", "train_seconds")},
     }
     # Runs of one data set with several seeds have trained on other shares of it: the fingerprint is the whole set's.
     protocol = {

@@ -113,12 +113,46 @@ def test_runs_of_one_protocol_stand_side_by_side(
     assert (first["seed"], second["seed"], first["protocol"]) == (0, 2, "finetune")
     assert first["metrics"] == summary["metrics"]
     assert first["per_class"] == {entry["name"]: entry["AP"] for entry in summary["per_class"]}
+    assert (first["errors"], first["steps_to_ap"]) == (summary["errors"], summary["steps_to_ap"])
+    assert set(first["errors"]) >= {"classification", "localisation", "background", "missed"}
     assert codo("compare", none, loaded, "--json") == 0
     assert json.loads(capsys.readouterr().out) == found.as_dict()
     assert codo("compare", none, loaded) == 0
     printed = capsys.readouterr().out
-    for text in ("AP75", "AP of [light] square", "curve area", "0123456789abcdef", "training took"):
+    for text in (
+        "AP75",
+        "AP50 lost: missed",
+        "AP of [light] square",
+        "curve area",
+        "0123456789abcdef",
+        "training took",
+    ):
         assert text in printed
+
+
+def test_errors_of_masks_and_steps_to_an_ap_are_compared(
+    make_config: Make, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    none = run_of(make_config, made, "none")
+    copies = []
+    for name, changes in {
+        "a": {"mask_errors": {"missed": 31.25}, "steps_to_ap": {"1": 40, "10": 8888}},
+        "b": {"mask_errors": {"missed": 17.75}, "steps_to_ap": {"1": 20}},
+    }.items():
+        copies.append(shutil.copytree(none, tmp_path / name))
+        summary = json.loads((none / "summary.json").read_text())
+        (copies[-1] / "summary.json").write_text(json.dumps(summary | changes))
+    rows = compare(copies).runs
+    assert [row["mask_errors"]["missed"] for row in rows] == [31.25, 17.75]
+    assert [row["steps_to_ap"] for row in rows] == [{"1": 40, "10": 8888}, {"1": 20}]
+    assert codo("compare", *copies) == 0
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    for line in (
+        ["mask AP50 lost: missed", "31.2", "17.8"],
+        ["steps to AP 1", "40", "20"],
+        ["steps to AP 10", "8888", "-"],
+    ):
+        assert line in lines
 
 
 def test_other_protocols_are_refused_without_force(
