@@ -81,7 +81,12 @@ def prove(
         return Proof("nothing", 0, None, ["the backbone was left out on purpose"])
     if not complete["backbone"]:
         missing = coverage.groups["backbone"].missing + coverage.groups["backbone"].reshaped
-        return Proof("nothing", 0, None, [f"{len(missing)} tensors of the backbone are fresh, e.g. {missing[0]}"])
+        return Proof(
+            "nothing",
+            0,
+            None,
+            [f"{len(missing)} tensors of the backbone are fresh, e.g. {missing[0]}", *_pixels(source)],
+        )
     with_fpn = complete["fpn"]
     was_training = detector.training
     detector.eval()
@@ -113,7 +118,7 @@ def prove(
             f"weights: the detector does not compute the {compared} of {source.name}: the largest relative difference "
             f"is {difference:.1e}, {TOLERANCE:.0e} is allowed"
         )
-    return Proof(compared, sum(a.numel() for a, _ in pairs), difference, _notes(source))
+    return Proof(compared, sum(a.numel() for a, _ in pairs), difference, [*_pixels(source), *_notes(source)])
 
 
 def normalisation(source: Source | None) -> tuple[list[float], list[float]]:
@@ -174,6 +179,17 @@ def _fill(module: nn.Module, state: dict[str, Tensor], prefix: str) -> None:
     names = module.state_dict().keys()
     counters = {name: torch.tensor(0) for name in names if name.endswith("num_batches_tracked")}
     module.load_state_dict({**counters, **{name: tensor for name, tensor in own.items() if name in names}})
+
+
+def _pixels(source: Source) -> list[str]:
+    """Say which images and strides the weights may have been learnt with, where the file does not."""
+    if not source.kind.startswith("detectron2"):
+        return []
+    return [
+        "detectron2's zoo models take BGR with PIXEL_STD 1 and have their strides in the 1x1 convolutions; the file "
+        "does not say whether it is one of them, and codo gives RGB with ImageNet's mean and standard deviation and "
+        "has its strides in the 3x3"
+    ]
 
 
 def _notes(source: Source) -> list[str]:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,20 @@ def test_a_run_fills_all_three_groups_and_is_proven(pretrained: Path) -> None:
     assert proof.difference is not None
     assert proof.difference < 1e-5
     assert proof.notes == []
+
+
+@pytest.mark.parametrize("kind", ["detectron2 detector", "detectron2 backbone"])
+def test_what_detectron2s_files_do_not_say_is_said(pretrained: Path, kind: str) -> None:
+    source = replace(read_source(str(pretrained)), kind=kind)
+    detector = build()
+    proof = prove(detector, ARCHITECTURE, source, load_into_detector(detector, source), IMAGE)
+    assert proof.difference is not None
+    for text in ("BGR", "PIXEL_STD 1", "strides in the 1x1", "does not say", "codo gives RGB"):
+        assert text in str(proof)
+    bare = build()
+    state = {name: value for name, value in source.state.items() if name != "backbone.body.bn1.weight"}
+    some = replace(source, state=state)
+    assert "BGR" in str(prove(bare, ARCHITECTURE, some, load_into_detector(bare, some), IMAGE))
 
 
 @pytest.mark.parametrize(
