@@ -17,6 +17,7 @@ from codo.jobs.ablate.jobs import digest
 from codo.jobs.ablate.plan import CellKey, CellPlan, Plan
 from codo.jobs.ablate.results import Cell, Point, Results, Row
 from codo.jobs.pretrain.preview import preview
+from codo.jobs.transfer.curve import curve_area
 from codo.runs.hardware import Hardware
 from codo.runs.record import RunFolder, environment
 
@@ -101,17 +102,11 @@ def _cell(plan: Plan, key: CellKey, cell: CellPlan, folder: Path, failures: dict
         curve = [Point(step=p["step"], epoch=p["epoch"], AP=p["AP"]) for p in summary["curve"]]
         metrics |= _numbers(summary["metrics"])
         metrics |= {f"mask_{name}": value for name, value in _numbers(summary.get("mask_metrics") or {}).items()}
-        metrics["curve_area"] = summary.get("curve_area", curve_area(curve))
+        metrics["curve_area"] = summary.get("curve_area", curve_area(summary["curve"]))
         fingerprints["transfer"] = summary["fingerprint"]
         seconds["transfer"] = summary["train_seconds"]
         found |= {"status": "done", "curve": curve, "errors": summary.get("errors") or {}}
     return Cell(**found, metrics=metrics, fingerprints=fingerprints, seconds=seconds)
-
-
-def curve_area(curve: list[Point]) -> float | None:
-    """Average AP over the evaluations of a transfer; None where one has none."""
-    values = [point.AP for point in curve if point.AP is not None]
-    return sum(values) / len(values) if values and len(values) == len(curve) else None
 
 
 def loss_curve(run: Path) -> list[tuple[int, float]]:

@@ -46,7 +46,8 @@ class Cell(_Record):
 
     Attributes:
         metrics: name -> value, None where undefined: the transfer's COCO numbers in per cent (`AP`, `AP50`, ...), the
-            mean AP over its evaluations (`curve_area`), and the probes of its pretraining (`probe/NAME`).
+            area under its curve of AP over the steps (`curve_area`: trapezoids from step 0 with AP 0, over the length;
+            `codo.jobs.transfer.curve`), and the probes of its pretraining (`probe/NAME`).
         curve: AP in the course of the transfer.
         errors: TIDE's breakdown, kind of error -> AP50 that mending it would add.
         loss: step -> loss of the pretraining, thinned; empty for `weights: none`.
