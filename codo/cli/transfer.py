@@ -254,7 +254,8 @@ def print_metrics(found: dict[str, Any], where: str) -> None:
     sides = {"box": ("metrics", "errors"), "mask": ("mask_metrics", "mask_errors")}
     for side, (metrics, _) in sides.items():
         if metrics in found:
-            table = Table(*found[metrics], title=f"COCO {side} metrics on {escape(where)}", title_justify="left")
+            title = f"COCO {side} metrics on {escape(where)}"
+            table = Table(*found[metrics], title=title, title_justify="left", padding=0)  # twelve columns in 80
             table.add_row(*map(number, found[metrics].values()))
             console.print(table)
     costs = {side: found[errors] for side, (_, errors) in sides.items() if found.get(errors)}

@@ -3,8 +3,11 @@ from pathlib import Path
 import pytest
 
 from codo.cli import main
+from codo.cli.transfer import print_metrics
 from codo.config.transfer import TransferConfig
+from codo.jobs.transfer.coco_metrics import METRIC_NAMES
 from codo.jobs.transfer.run import TransferResult
+from codo.runs.console import console
 
 TINY = [
     "--set", "detection={min_size: [64], max_size: 96, rpn_post_nms_train: 20, roi_batch_size: 8}",
@@ -79,6 +82,16 @@ def test_the_length_of_the_schedule(
     monkeypatch.setattr("codo.jobs.transfer.transfer", stand_in)
     assert codo(*flags) == 0
     assert (seen[0].optim.epochs, seen[0].optim.iterations) == (epochs, iterations)
+
+
+def test_the_twelve_metrics_fit_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "_width", 80)
+    print_metrics({"metrics": dict.fromkeys(METRIC_NAMES, 100.0), "per_class": []}, "squares val")
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    header, values = lines[2], lines[4]
+    assert header.replace("┃", " ").split() == list(METRIC_NAMES)
+    assert values.replace("│", " ").split() == ["100.0"] * 12
 
 
 @pytest.mark.parametrize(
