@@ -236,6 +236,8 @@ class Training:
         if not due or (self.curve and self.curve[-1]["step"] == self.step):
             return
 
+        # Each process's norms saw its own images; what is evaluated is what is saved.
+        self.world.copy_from_first(self.detector.buffers())
         shown = time.monotonic()
 
         def on_image(done: int, total: int) -> None:
