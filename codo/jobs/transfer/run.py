@@ -25,7 +25,7 @@ from codo.jobs.transfer.loop import Training
 from codo.jobs.transfer.norms import check_norm
 from codo.jobs.transfer.proof import normalisation, prove
 from codo.jobs.transfer.schedule import describe_training
-from codo.jobs.transfer.weights import fresh_coverage, load_into_detector
+from codo.jobs.transfer.weights import fresh_coverage, frozen_but_fresh, load_into_detector
 from codo.model import synchronise_bn
 from codo.runs.checkpoint import load_checkpoint
 from codo.runs.files import write_json
@@ -207,7 +207,13 @@ def _execute(
     training.run()
     if not latest:  # resumed, and lacked nothing but its summary
         evaluate_now()
-    facts = {"fingerprint": name, "weights": loaded["weights"], "training": trained, "features": features_kept}
+    facts = {
+        "fingerprint": name,
+        "weights": loaded["weights"],
+        "frozen_but_fresh": loaded.get("frozen_but_fresh", []),  # runs of before it resume too
+        "training": trained,
+        "features": features_kept,
+    }
     return finish(config, folder, data, training, latest[0], facts)
 
 
@@ -216,15 +222,20 @@ def load_detector(config: TransferConfig, data: Data) -> tuple[Detector, dict[st
 
     Returns:
         The detector, on the processor, and what coverage.json says of it: `weights` (the source), `groups`,
-        `ignored`, `proof`.
+        `ignored`, `frozen_but_fresh` (groups of which something is frozen that was not loaded), `proof`.
 
     Raises:
         CodoError: the weights are unreadable, of another architecture, do not match, or the proof fails.
     """
     if config.weights == "none":
         detector = fresh_detector(config, len(data.labels), *normalisation(None))
-        none = {"weights": {"source": "none"}, **fresh_coverage(detector).as_dict(), "proof": None}
-        return detector, none
+        fresh = fresh_coverage(detector)
+        return detector, {
+            "weights": {"source": "none"},
+            **fresh.as_dict(),
+            "frozen_but_fresh": frozen_but_fresh(detector, fresh),
+            "proof": None,
+        }
     check_architecture(config.architecture, config.weights)
     source = read_source(config.weights, config.architecture.backbone)
     check_norm(config, source.metadata)
@@ -234,6 +245,7 @@ def load_detector(config: TransferConfig, data: Data) -> tuple[Detector, dict[st
     return detector, {
         "weights": source.describe(),
         **coverage.as_dict(),
+        "frozen_but_fresh": frozen_but_fresh(detector, coverage),
         "proof": {**proof.as_dict(), "text": str(proof)},
     }
 
