@@ -15,6 +15,7 @@ from codo.jobs.transfer.data import NO_MASK, check_masks, fingerprint_of, val_pa
 from codo.jobs.transfer.dataset import DetectionDataset
 from codo.jobs.transfer.evaluate import assess, evaluate
 from codo.jobs.transfer.finished import open_run
+from codo.jobs.transfer.hardware import hardware_of
 from codo.runs.console import counter
 from codo.runs.files import write_json, write_text
 from codo.runs.record import RunFolder
@@ -63,7 +64,7 @@ def evaluate_run(
     labels = {category: 1 + order.index(own) for category, own in known.items()}
     sides = run.config.detection.min_size[-1], run.config.detection.max_size
     dataset = DetectionDataset(coco, labels, *sides, train=False)
-    found = evaluate(run.detector, dataset, order, run.hardware, on_image or counter("evaluating"))
+    found = evaluate(run.detector, dataset, order, hardware_of(run.config), on_image or counter("evaluating"))
     # From the run's category ids to the data set's; what the data set has no category for is no mistake there.
     theirs = {own: category for category, own in known.items()}
     found.results[:] = [

@@ -17,6 +17,7 @@ from codo.jobs.transfer.dataset import fit
 from codo.jobs.transfer.draw import draw_detections
 from codo.jobs.transfer.evaluate import detect
 from codo.jobs.transfer.finished import open_run
+from codo.jobs.transfer.hardware import hardware_of
 from codo.runs.console import counter, warn
 from codo.runs.files import atomic_path, write_json, write_text
 from codo.runs.record import RunFolder
@@ -74,6 +75,7 @@ def predict(
     RunFolder.check_free(out)
     files = _files(images)
     opened = open_run(run, {**(changes or {}), "detection.score_threshold": score_threshold})
+    hardware = hardware_of(opened.config)
     folder = RunFolder.create(out, "predict").path
     tell = on_image or counter("predicting")
     sides = opened.config.detection.min_size[-1], opened.config.detection.max_size
@@ -90,7 +92,7 @@ def predict(
         height, width = pixels.shape[:2]
         source = CocoImage(done, name, path, width, height)
         planes = torch.from_numpy(fit(pixels, *sides).transpose(2, 0, 1).copy())
-        found = detect(opened.detector, planes, source, list(opened.categories), opened.hardware)
+        found = detect(opened.detector, planes, source, list(opened.categories), hardware)
         found = [result for result in found if result["score"] >= score_threshold]
         with atomic_path(folder / "pictures" / f"{name}.jpg") as temporary:
             draw_detections(pixels, found, opened.categories).save(temporary, format="JPEG", quality=QUALITY)

@@ -21,6 +21,7 @@ from codo.jobs.transfer.dataset import DetectionDataset, read_image
 from codo.jobs.transfer.detectors import build_detector
 from codo.jobs.transfer.evaluate import Evaluation, assess, evaluate
 from codo.jobs.transfer.finish import FINAL, TransferResult, finish
+from codo.jobs.transfer.hardware import hardware_of
 from codo.jobs.transfer.loop import Training
 from codo.jobs.transfer.norms import check_norm
 from codo.jobs.transfer.proof import normalisation, prove
@@ -88,7 +89,7 @@ def transfer(
         31.4
     """
     world = World.of_environment()
-    hardware = Hardware.resolve(config.run, heavy_loading=False, world=world)
+    hardware = hardware_of(config, world)
     hardware.apply()
     if world.first:
         RunFolder.check_free(out)
@@ -136,7 +137,7 @@ def resume(
     if folder.complete and not longer:
         raise CodoError(f"--resume {path}: the run is complete; ask for more epochs to continue it")
     world = World.of_environment()
-    hardware = Hardware.resolve(config.run, heavy_loading=False, world=world)
+    hardware = hardware_of(config, world)
     hardware.apply()
     data = load_data(config)
     if folder.environment()["data"]["fingerprint"] != data.fingerprint:
