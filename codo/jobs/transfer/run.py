@@ -115,7 +115,8 @@ def resume(
         on_start: as for `transfer`.
 
     Raises:
-        CodoError: no run there, no checkpoint yet, other fields changed, or the data did; as `transfer`.
+        CodoError: no run there, no checkpoint yet, other fields changed, the data did, or the number of processes; as
+            `transfer`.
         Interrupted: as `transfer`.
 
     Example:
@@ -137,6 +138,12 @@ def resume(
     if folder.complete and not longer:
         raise CodoError(f"--resume {path}: the run is complete; ask for more epochs to continue it")
     world = World.of_environment()
+    began = folder.environment().get("processes", world.size)
+    if began != world.size:  # each samples and normalises its own part of a batch
+        raise CodoError(
+            f"--resume {path}: the run began on {_processes(began)}, this is {_processes(world.size)}; go on with as "
+            f"many (torchrun --nproc-per-node; one is without torchrun)"
+        )
     hardware = hardware_of(config, world)
     hardware.apply()
     data = load_data(config)
@@ -256,6 +263,10 @@ def fresh_detector(config: TransferConfig, num_classes: int, mean: Sequence[floa
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(integer_seed("transfer init", config.seed))
         return build_detector(config, num_classes, mean, std)
+
+
+def _processes(count: int) -> str:
+    return f"{count} process{'' if count == 1 else 'es'}"
 
 
 def _first_image(config: TransferConfig, data: Data) -> torch.Tensor:

@@ -170,6 +170,13 @@ def test_what_a_resumed_run_may_change(make_config: Make, coco_root: Path, tmp_p
     assert [entry["epoch"] for entry in longer.summary["curve"]] == [1, 2]
     with pytest.raises(CodoError, match=r"optim\.epochs 2 -> 1"):
         resume(run, {"optim.epochs": 1})
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+            patch.setenv(name, value)
+        patch.setenv("MASTER_ADDR", "localhost")
+        with pytest.raises(CodoError, match="the run began on 1 process, this is 2 processes; ") as refused:
+            resume(run, {"optim.epochs": 3})
+        assert "\n" not in str(refused.value)
     (tmp_path / "squares" / "images" / "train_0.png").write_bytes(b"other")
     with pytest.raises(CodoError, match="squares have changed since"):
         resume(run, {"optim.epochs": 3})
