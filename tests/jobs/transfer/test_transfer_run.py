@@ -198,6 +198,15 @@ def test_broken_images_are_counted_and_left_out(make_config: Make, coco_root: Pa
     config = make_config(data={"root": str(tmp_path / "squares")}, optim={"epochs": 1})
     result = transfer(config, tmp_path / "run")
     assert result.summary["unreadable_images"] == {"train": 1, "val": ["val_2.png"]}
+    # Resumed after its last step, which reads nothing, it still knows; a checkpoint of before that was kept does not.
+    (result.path / "summary.json").unlink()
+    assert resume(result.path).summary["unreadable_images"] == result.summary["unreadable_images"]
+    checkpoint = result.path / "checkpoint.pt"
+    old = torch.load(checkpoint, weights_only=True)
+    del old["unreadable"]
+    torch.save(old, checkpoint)
+    (result.path / "summary.json").unlink()
+    assert resume(result.path).summary["unreadable_images"]["train"] == 0
     assert {p["image_id"] for p in json.loads((result.path / "predictions.json").read_text())} == {500, 510}
     for path in (tmp_path / "squares" / "images").iterdir():
         path.write_bytes(b"")
