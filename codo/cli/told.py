@@ -6,6 +6,9 @@ from typing import Any
 
 from codo.config.schedules import REFERENCE_BATCH
 
+FRESH = ("missing", "reshaped", "left_out")
+"""The kinds in coverage.json that were not loaded."""
+
 
 def print_training(protocol: str, training: dict[str, Any]) -> None:
     """Say what is trained, what is frozen and how its norms behave, how long, and at which learning rates."""
@@ -30,6 +33,20 @@ def print_training(protocol: str, training: dict[str, Any]) -> None:
         f"a tenth after {falls}; evaluation every {training['evaluation_every']} steps"
     )
     console.print("\n".join(lines), markup=False)
+
+
+def warn_of_fresh(loaded: dict[str, Any], training: dict[str, Any]) -> None:
+    """Say which frozen parts are random: a baseline if that is meant, and no probe of pretraining."""
+    from codo.runs.console import warn
+
+    groups = loaded.get("frozen_but_fresh")  # absent in runs of before it
+    if not groups:
+        return
+    text = f"frozen but not pretrained: {', '.join(groups)}; what of them was not loaded is random and stays so"
+    fresh = [name for group in groups for kind in FRESH for name in loaded["groups"][group].get(kind, [])]
+    if training["frozen_norm"] == "population" and any(name.endswith("running_mean") for name in fresh):
+        text += ", and their batch norms use statistics that nothing has learnt"
+    warn(text)
 
 
 def print_curve(summary: dict[str, Any]) -> None:

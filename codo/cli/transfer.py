@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from codo.cli.told import number, print_curve, print_training
+from codo.cli.told import number, print_curve, print_training, warn_of_fresh
 from codo.config import TRANSFER_PRESETS
 from codo.config.schedules import SCHEDULES, schedule_fields
 from codo.config.transfer import DETECTORS, GROUPS
@@ -61,7 +61,7 @@ _FLAGS = {
 @click.option(
     "--protocol",
     type=click.Choice(["probe", "finetune"]),
-    help="probe: all that is pretrained is frozen; finetune: nothing is.",
+    help="probe: backbone, FPN and box head are frozen, loaded or not; finetune: nothing is.",
 )
 @click.option("--freeze", metavar="PARTS", help="Which of backbone,fpn,box_head are not trained.")
 @click.option("--freeze-stages", type=int, metavar="N", help="Stages of the backbone that are not trained, 1 to 5.")
@@ -175,7 +175,9 @@ def _dry_run(config: Any) -> None:
     console.print(dump_yaml(config), markup=False)
     _print_data(data.facts)
     _print_loaded(loaded)
-    print_training(config.protocol, describe_training(config, detector, len(data.train.images)))
+    training = describe_training(config, detector, len(data.train.images))
+    print_training(config.protocol, training)
+    warn_of_fresh(loaded, training)
     console.print("dry run, nothing was trained")
 
 
@@ -187,6 +189,7 @@ def _print_start(start: Start) -> None:
     _print_data(start.data)
     _print_loaded(start.loaded)
     print_training(start.protocol, start.training)
+    warn_of_fresh(start.loaded, start.training)
     if start.features:
         console.print(start.features, markup=False)
     if start.resumed_at:

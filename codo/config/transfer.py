@@ -134,7 +134,7 @@ class TransferConfig(Section):
     `frozen_bn` keeps the backbone's as loaded and trains those of FPN and box head, `gn` puts GroupNorm in the place
     of all of them. Weights learnt with BN do not fit GN: `gn` goes with weights=none or a detector trained with it."""
     freeze: tuple[Group, ...] = ()
-    """Parts that are not trained, in any order."""
+    """Parts that are not trained, in any order. What of them was not loaded stays random, which is said."""
     freeze_stages: Annotated[int, Field(ge=0, le=5)] = 0
     """Stages of the backbone that are not trained, from below: 1 is the stem, 2 the stem and C2, ... 5 all
     (detectron2's `FREEZE_AT`)."""
@@ -166,7 +166,7 @@ class TransferConfig(Section):
 
     @property
     def protocol(self) -> str:
-        """What is measured: `probe` where all that is pretrained is frozen, else `finetune`, with what is frozen."""
+        """What is measured: `probe` where all of `GROUPS` is frozen, else `finetune`, with what is frozen."""
         stages = [f"stages 1-{self.freeze_stages}"] if self.freeze_stages else []
         mode = [] if self.frozen_norm == "population" else ["batch statistics"]
         if self.freeze == GROUPS:

@@ -30,6 +30,9 @@ EMPTY_BOX = "box without width or height"
 BOX_OUTSIDE = "box wholly outside its image"
 BOX_CLIPPED = "box partly outside its image, clipped"
 
+MIN_CLIPPED = 0.01
+"""Side in pixels under which what is left of a clipped box is rounding, and no part of an object."""
+
 _IMAGE_KEYS: dict[str, type] = {"id": int, "file_name": str, "width": int, "height": int}
 _YEAR = re.compile(r"instances_(train|val)(\d*)\.json")
 
@@ -137,7 +140,7 @@ def load_coco(json_path: Path, images: Path) -> CocoDataset:
     """Read and check a COCO-format detection JSON.
 
     Structure must be right; content is cleaned, and what was skipped is counted. Boxes are clipped to their image
-    and kept if any width and height remains (COCO has boxes thinner than a pixel). Crowds are kept, and flagged.
+    and kept if a hundredth of a pixel remains (COCO has boxes thinner than a pixel). Crowds are kept, and flagged.
 
     Args:
         json_path: the annotations.
@@ -297,11 +300,12 @@ def _clean(annotation: dict[str, Any], box: Any, width: int, height: int) -> str
         return EMPTY_BOX
     x0, y0 = max(x, 0.0), max(y, 0.0)
     x1, y1 = min(x + w, float(width)), min(y + h, float(height))
-    if x1 <= x0 or y1 <= y0:
+    cut = (x0, y0) != (x, y) or x + w > width or y + h > height
+    if x1 <= x0 or y1 <= y0 or (cut and min(x1 - x0, y1 - y0) < MIN_CLIPPED):
         return BOX_OUTSIDE
     # Exports round to a few decimals: a hundredth of a pixel past the edge is clipped, but is not worth a word.
     clipped = x0 - x > 0.01 or y0 - y > 0.01 or x + w - x1 > 0.01 or y + h - y1 > 0.01
-    if (x0, y0) != (x, y) or x + w > width or y + h > height:
+    if cut:
         w, h = x1 - x0, y1 - y0
     annotation["bbox"] = [x0, y0, w, h]
     area = annotation.get("area")

@@ -34,23 +34,26 @@ class _ProcessorSyncBN(_BatchNorm):
         pass
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise `(N, C, ...)` by the mean and variance of all processes' rows."""
+        """Normalise `(N, C, ...)` by the mean and variance of all processes' rows; a process may have none."""
         if not self.training:
             return super().forward(input)
         assert self.running_mean is not None
         assert self.running_var is not None
         axes = [0, *range(2, input.ndim)]
         shape = [1, -1, *[1] * (input.ndim - 2)]
-        count = input.numel() // input.shape[1] * dist.get_world_size()
+        rows = torch.tensor(input.numel() // input.shape[1])
+        dist.all_reduce(rows)  # padding and RoIs differ between processes
+        count = max(1, int(rows))
         mean = sum_over_processes(input.float().sum(axes)) / count
         centred = input.float() - mean.view(shape)
         variance = sum_over_processes(centred.square().sum(axes)) / count
         rate = self.momentum if self.momentum is not None else 1.0
         with torch.no_grad():
-            self.running_mean.lerp_(mean, rate)
-            self.running_var.lerp_(variance * count / (count - 1), rate)
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked.add_(1)
+            if rows:  # as torch's: no rows, no statistics
+                self.running_mean.lerp_(mean, rate)
+                self.running_var.lerp_(variance * count / max(1, count - 1), rate)
+                if self.num_batches_tracked is not None:
+                    self.num_batches_tracked.add_(1)
         normal = centred * torch.rsqrt(variance + self.eps).view(shape)
         return normal * self.weight.view(shape) + self.bias.view(shape) if self.affine else normal
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -131,6 +131,13 @@ class World:
         shared = torch.stack([value.float() for value in values.values()])
         dist.all_reduce(shared)
         return dict(zip(values, shared / self.size, strict=True))
+
+    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors by the first process's."""
+        if self.size == 1:
+            return
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Tell whether `flag` is set in any process."""

@@ -85,6 +85,9 @@ def test_a_good_file_comes_whole(write: Callable[[Any], Path], content: dict[str
         ([90, 40, 10.005, 10], [90, 40, 10, 10], None),
         ([100, 0, 5, 5], None, "box wholly outside its image"),
         ([-9, 0, 9, 5], None, "box wholly outside its image"),
+        ([99.9999999, 5, 30, 20], None, "box wholly outside its image"),  # a sliver of 1e-7 px, nothing in float32
+        ([5, -20, 30, 20.009], None, "box wholly outside its image"),
+        ([5, -20, 30, 20.5], [5, 0, 30, 0.5], "box partly outside its image, clipped"),
         ([5, 5, 0, 3], None, "box without width or height"),
         ([5, 5, 3, -1], None, "box without width or height"),
         ([5, 5, float("nan"), 3], None, "box that is not four finite numbers"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ from codo.runs.world import World
 
 MAX_REPLACEMENTS = 20
 """Broken images in a row after which training gives up."""
+MIN_SIDE = 1e-3
+"""Side in pixels of the image under which a box is dropped: in float32 it may collapse, which torchvision refuses."""
 
 
 class Sample(NamedTuple):
@@ -29,7 +32,7 @@ class Sample(NamedTuple):
 
     Attributes:
         image: `(3, H, W) uint8` RGB; `(3, 0, 0)` where no image could be read.
-        boxes: `(N, 4) float32` xyxy in pixels of `image`, crowds left out.
+        boxes: `(N, 4) float32` xyxy in pixels of `image`; crowds, and what `MIN_SIDE` says, left out.
         labels: `(N,) int64`, 1..K.
         masks: `(N, H, W) uint8`, 0 or 1; None where the detector learns boxes alone.
         position: of the image in the data set.
@@ -128,10 +131,13 @@ class DetectionDataset(Dataset[Sample]):
         if flip:
             pixels = pixels[:, ::-1]
             boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+        kept = np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]) >= MIN_SIDE
         planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        masks = _draw(self._masks[index], source, (width, height), flip) if self._masks else None
-        labels = torch.from_numpy(self._labels[rows])
-        return Sample(planes, torch.from_numpy(boxes), labels, index, unreadable, masks, flip)
+        masks = None
+        if self._masks:
+            masks = _draw(list(compress(self._masks[index], kept)), source, (width, height), flip)
+        labels = torch.from_numpy(self._labels[rows][kept])
+        return Sample(planes, torch.from_numpy(boxes[kept]), labels, index, unreadable, masks, flip)
 
 
 class _Packed:

@@ -57,7 +57,7 @@ def finish(
         data: what it was trained and evaluated on.
         training: at its end.
         latest: the last evaluation.
-        facts: of the summary: `fingerprint`, `weights` (what they are), `training`, `features`.
+        facts: of the summary: `fingerprint`, `weights` (what they are), `frozen_but_fresh`, `training`, `features`.
     """
     predictions, names = latest.predictions, data.train.categories
     final = assess(predictions, data.val, data.masks)  # with the breakdown of errors, which the curve does without
@@ -85,6 +85,7 @@ def finish(
         "seed": config.seed,
         "protocol": config.protocol,
         "weights": facts["weights"],
+        "frozen_but_fresh": facts["frozen_but_fresh"],
         **final.summary(names),
         "curve": training.curve,
         "curve_area": curve_area(training.curve),

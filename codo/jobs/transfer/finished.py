@@ -14,6 +14,7 @@ from codo.config.transfer import TransferConfig
 from codo.errors import CodoError
 from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.detectors import build_detector, kinds_of
+from codo.jobs.transfer.hardware import hardware_of
 from codo.runs.hardware import Hardware
 from codo.runs.record import RunFolder
 from codo.runs.weights_file import read_weights
@@ -77,7 +78,7 @@ def open_run(path: Path, changes: Mapping[str, Any] | None = None, *, best: bool
     except (KeyError, ValueError, TypeError) as error:
         raise CodoError(f"{file}: its metadata is no codo detector's ({type(error).__name__}: {error})") from None
     config = config.model_copy(update={"architecture": architecture})
-    hardware = Hardware.resolve(config.run, heavy_loading=False)
+    hardware = hardware_of(config)
     detector = build_detector(config, len(categories), mean, std)
     try:
         detector.load_state_dict(state)

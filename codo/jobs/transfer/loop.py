@@ -98,11 +98,13 @@ class Training:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.curve, self.seconds = state["step"], state["curve"], state["seconds"]
         self.best_state = state.get("best")
+        self.unreadable = set(state.get("unreadable", ()))  # checkpoints of before it lack it
         if self._is_best:  # saved once only
             self._keep_best()
 
     def save(self) -> None:
         """Write checkpoint.pt: all that the rest of the run depends on besides its config and data."""
+        unreadable = set().union(*self.world.collect(self.unreadable))
         if not self.world.first:
             return
         state = {
@@ -113,6 +115,7 @@ class Training:
             "curve": self.curve,
             "best": None if self._is_best else self.best_state,
             "seconds": self.seconds,
+            "unreadable": sorted(unreadable),
             "mean": list(self.detector.transform.image_mean),
             "std": list(self.detector.transform.image_std),
         }
@@ -236,6 +239,8 @@ class Training:
         if not due or (self.curve and self.curve[-1]["step"] == self.step):
             return
 
+        # Each process's norms saw its own images; what is evaluated is what is saved.
+        self.world.copy_from_first(self.detector.buffers())
         shown = time.monotonic()
 
         def on_image(done: int, total: int) -> None:

@@ -21,11 +21,12 @@ from codo.jobs.transfer.dataset import DetectionDataset, read_image
 from codo.jobs.transfer.detectors import build_detector
 from codo.jobs.transfer.evaluate import Evaluation, assess, evaluate
 from codo.jobs.transfer.finish import FINAL, TransferResult, finish
+from codo.jobs.transfer.hardware import hardware_of
 from codo.jobs.transfer.loop import Training
 from codo.jobs.transfer.norms import check_norm
 from codo.jobs.transfer.proof import normalisation, prove
 from codo.jobs.transfer.schedule import describe_training
-from codo.jobs.transfer.weights import fresh_coverage, load_into_detector
+from codo.jobs.transfer.weights import fresh_coverage, frozen_but_fresh, load_into_detector
 from codo.model import synchronise_bn
 from codo.runs.checkpoint import load_checkpoint
 from codo.runs.files import write_json
@@ -88,7 +89,7 @@ def transfer(
         31.4
     """
     world = World.of_environment()
-    hardware = Hardware.resolve(config.run, heavy_loading=False, world=world)
+    hardware = hardware_of(config, world)
     hardware.apply()
     if world.first:
         RunFolder.check_free(out)
@@ -114,7 +115,8 @@ def resume(
         on_start: as for `transfer`.
 
     Raises:
-        CodoError: no run there, no checkpoint yet, other fields changed, or the data did; as `transfer`.
+        CodoError: no run there, no checkpoint yet, other fields changed, the data did, or the number of processes; as
+            `transfer`.
         Interrupted: as `transfer`.
 
     Example:
@@ -136,7 +138,13 @@ def resume(
     if folder.complete and not longer:
         raise CodoError(f"--resume {path}: the run is complete; ask for more epochs to continue it")
     world = World.of_environment()
-    hardware = Hardware.resolve(config.run, heavy_loading=False, world=world)
+    began = folder.environment().get("processes", world.size)
+    if began != world.size:  # each samples and normalises its own part of a batch
+        raise CodoError(
+            f"--resume {path}: the run began on {_processes(began)}, this is {_processes(world.size)}; go on with as "
+            f"many (torchrun --nproc-per-node; one is without torchrun)"
+        )
+    hardware = hardware_of(config, world)
     hardware.apply()
     data = load_data(config)
     if folder.environment()["data"]["fingerprint"] != data.fingerprint:
@@ -207,7 +215,13 @@ def _execute(
     training.run()
     if not latest:  # resumed, and lacked nothing but its summary
         evaluate_now()
-    facts = {"fingerprint": name, "weights": loaded["weights"], "training": trained, "features": features_kept}
+    facts = {
+        "fingerprint": name,
+        "weights": loaded["weights"],
+        "frozen_but_fresh": loaded.get("frozen_but_fresh", []),  # runs of before it resume too
+        "training": trained,
+        "features": features_kept,
+    }
     return finish(config, folder, data, training, latest[0], facts)
 
 
@@ -216,15 +230,20 @@ def load_detector(config: TransferConfig, data: Data) -> tuple[Detector, dict[st
 
     Returns:
         The detector, on the processor, and what coverage.json says of it: `weights` (the source), `groups`,
-        `ignored`, `proof`.
+        `ignored`, `frozen_but_fresh` (groups of which something is frozen that was not loaded), `proof`.
 
     Raises:
         CodoError: the weights are unreadable, of another architecture, do not match, or the proof fails.
     """
     if config.weights == "none":
         detector = fresh_detector(config, len(data.labels), *normalisation(None))
-        none = {"weights": {"source": "none"}, **fresh_coverage(detector).as_dict(), "proof": None}
-        return detector, none
+        fresh = fresh_coverage(detector)
+        return detector, {
+            "weights": {"source": "none"},
+            **fresh.as_dict(),
+            "frozen_but_fresh": frozen_but_fresh(detector, fresh),
+            "proof": None,
+        }
     check_architecture(config.architecture, config.weights)
     source = read_source(config.weights, config.architecture.backbone)
     check_norm(config, source.metadata)
@@ -234,6 +253,7 @@ def load_detector(config: TransferConfig, data: Data) -> tuple[Detector, dict[st
     return detector, {
         "weights": source.describe(),
         **coverage.as_dict(),
+        "frozen_but_fresh": frozen_but_fresh(detector, coverage),
         "proof": {**proof.as_dict(), "text": str(proof)},
     }
 
@@ -243,6 +263,10 @@ def fresh_detector(config: TransferConfig, num_classes: int, mean: Sequence[floa
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(integer_seed("transfer init", config.seed))
         return build_detector(config, num_classes, mean, std)
+
+
+def _processes(count: int) -> str:
+    return f"{count} process{'' if count == 1 else 'es'}"
 
 
 def _first_image(config: TransferConfig, data: Data) -> torch.Tensor:

@@ -42,7 +42,7 @@ def transfer_seeds(
         The folder, and what seeds.json says.
 
     Raises:
-        CodoError: `out` holds runs of another config; several processes; as `transfer`.
+        CodoError: `out` holds runs of another config, weights or data; several processes; as `transfer`.
         Interrupted: as `transfer`; the same call goes on.
 
     Example:
@@ -68,6 +68,7 @@ def transfer_seeds(
         say(f"seed {seed} -> {folders[seed]}")
         start = partial(transfer, configs[seed], folders[seed], on_start)
         summaries.append(bring_to_end(folders[seed], start, partial(resume, folders[seed], None, on_start), say))
+        _check_one_kind(summaries)
     together = summarise(summaries)
     write_json(out / "seeds.json", together)
     curves = {f"seed {s['seed']}": s["curve"] for s in summaries}
@@ -105,6 +106,21 @@ def _spread(values: Sequence[float | None]) -> dict[str, Any]:
         "n": len(known),
         "values": list(values),
     }
+
+
+def _check_one_kind(summaries: Sequence[dict[str, Any]]) -> None:
+    """Refuse seeds of different weights or data, which the same paths may hold at different times."""
+    seen = {
+        "weights": [s["weights"].get("sha256") for s in summaries],
+        "data": [s["data"].get("whole_fingerprint") for s in summaries],
+    }
+    for what, found in seen.items():
+        other = [str(s["seed"]) for s, mark in zip(summaries, found, strict=True) if mark != found[0]]
+        if other:
+            raise CodoError(
+                f"seeds: the {what} of seed {', '.join(other)} are not those of seed {summaries[0]['seed']}; they "
+                "changed between the runs: name another --out, or remove the older runs"
+            )
 
 
 def _check_same(folder: Path, config: TransferConfig) -> None:

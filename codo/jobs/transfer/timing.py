@@ -12,10 +12,10 @@ from codo.config.transfer import TransferConfig
 from codo.jobs.transfer.data import load_data
 from codo.jobs.transfer.dataset import DetectionDataset, steps_per_epoch
 from codo.jobs.transfer.evaluate import Evaluation, assess, evaluate
+from codo.jobs.transfer.hardware import hardware_of
 from codo.jobs.transfer.loop import Training, total_steps
 from codo.jobs.transfer.proof import normalisation
 from codo.jobs.transfer.run import fresh_detector
-from codo.runs.hardware import Hardware
 from codo.runs.record import RunFolder
 
 STEPS, IMAGES = 3, 8
@@ -34,7 +34,7 @@ def time_transfer(config: TransferConfig) -> float:
         CodoError: as `transfer`.
     """
     data = load_data(config)
-    hardware = Hardware.resolve(config.run, heavy_loading=False)
+    hardware = hardware_of(config)
     hardware.apply()
     detector = fresh_detector(config, len(data.labels), *normalisation(None)).to(hardware.device)
     sides = config.detection.min_size[-1], config.detection.max_size

@@ -117,6 +117,25 @@ def fresh_coverage(detector: nn.Module) -> Coverage:
     return Coverage({group: GroupCoverage([], absent, [], []) for group, absent in missing.items()}, [])
 
 
+def frozen_but_fresh(detector: nn.Module, coverage: Coverage) -> list[str]:
+    """List the groups of which something is frozen that was not loaded: it stays random.
+
+    Args:
+        detector: as `build_detector` gives it.
+        coverage: how it was filled.
+    """
+    frozen = {_module(_canonical(name)) for name, p in detector.named_parameters() if not p.requires_grad}
+    return [
+        name
+        for name, group in coverage.groups.items()
+        if frozen & {_module(tensor) for tensor in (*group.missing, *group.reshaped, *group.left_out)}
+    ]
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
 def _example(backbone: GroupCoverage, source: Source, own: Mapping[str, Tensor], names: Mapping[str, str]) -> str:
     """Show one reason why a backbone does not match."""
     if backbone.reshaped:

@@ -76,6 +76,27 @@ def test_crowds_are_no_targets(coco_root: Path) -> None:
     assert crowded.labels.tolist() == [2]
 
 
+@pytest.mark.parametrize("flip_p", [0.0, 1.0])
+def test_boxes_that_collapse_in_float32_are_dropped_with_label_and_mask(coco_root: Path, flip_p: float) -> None:
+    coco = load(coco_root)
+    good, other = coco.annotations[0]
+    x, y, w, h = good["bbox"]
+    good["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    thin = {**good, "category_id": 7, "bbox": [79.9999999, y, 1e-7, h], "segmentation": [[9, 0, 9, 9, 0, 9]]}
+    coco.annotations[0] = [thin, good, {**other, "bbox": [79.9999, y, 1e-4, h]}]
+    plain, masked = (
+        DetectionDataset(coco, LABELS, 40, 1000, train=True, flip_p=flip_p, masks=masks)[(0, 0)]
+        for masks in (False, True)
+    )
+    for sample in (plain, masked):
+        assert (sample.boxes[:, 2:] > sample.boxes[:, :2]).all()
+        assert (sample.labels.tolist(), len(sample.boxes)) == ([2], 1)
+    assert masked.masks is not None
+    assert masked.masks.shape[0] == 1
+    x0, y0, x1, y1 = masked.boxes[0].round().int().tolist()
+    assert masked.masks[0, y0 + 1 : y1 - 1, x0 + 1 : x1 - 1].all()
+
+
 def test_a_broken_training_image_is_replaced_and_told(own_root: Path) -> None:
     (own_root / "images" / "train_2.png").write_bytes(b"no picture")
     dataset = DetectionDataset(load(own_root), LABELS, 200, 400, train=True)

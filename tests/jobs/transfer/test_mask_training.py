@@ -16,10 +16,12 @@ from torchvision.models.detection import FasterRCNN, MaskRCNN
 from codo.config.transfer import TransferConfig
 from codo.data.coco import load_coco
 from codo.errors import CodoError
-from codo.jobs.transfer import transfer
+from codo.jobs.transfer import resume, transfer
 from codo.jobs.transfer.data import NO_MASK, load_data
 from codo.jobs.transfer.dataset import DetectionDataset
 from codo.jobs.transfer.detectors import MaskRCNNDetector, build_detector
+from codo.jobs.transfer.evaluate_run import evaluate_run
+from codo.jobs.transfer.hardware import hardware_of
 
 Make = Callable[..., TransferConfig]
 LABELS = {7: 1, 90: 2}
@@ -109,12 +111,25 @@ def own_box_detector(backbone: Any, classes: int, detection: Any) -> Any:
 
 @pytest.mark.parametrize("name", ["own_mask_rcnn", "own_box_detector"])
 def test_a_detector_of_ones_own_gets_the_masks_that_it_declares(
-    make_config: Make, masked_root: Path, tmp_path: Path, name: str
+    make_config: Make, masked_root: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And, where bf16 is there, fp32 unless bf16 is asked for: its heads need not hand on float32."""
+    monkeypatch.setattr("codo.runs.hardware.has_bf16", lambda device: True)
     config = make_config(
-        detector=f"{Path(__file__).resolve()}:{name}", data={"root": str(masked_root)}, optim={"epochs": 1}
+        detector=f"{Path(__file__).resolve()}:{name}",
+        data={"root": str(masked_root)},
+        optim={"epochs": 1},
+        run={"precision": "auto"},
     )
     result = transfer(config, tmp_path / "run")
+    if name == "own_box_detector":
+        assert evaluate_run(result.path)["metrics"] == result.summary["metrics"]
+        resume(result.path, {"optim.epochs": 2})
+        now = json.loads((result.path / "environment.json").read_text())
+        assert all("fp32" in environment["hardware"] for environment in (now, *now["earlier"]))
+        assert hardware_of(make_config(run={"precision": "auto"})).precision == "bf16"
+        asked = config.run.model_copy(update={"precision": "bf16"})
+        assert hardware_of(config.model_copy(update={"run": asked})).precision == "bf16"
     assert ("mask_metrics" in result.summary) == (name == "own_mask_rcnn")
     losses = json.loads((result.path / "metrics.jsonl").read_text().splitlines()[0])
     assert ("loss_mask" in losses) == (name == "own_mask_rcnn")

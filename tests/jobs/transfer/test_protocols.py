@@ -63,6 +63,24 @@ def test_the_order_of_freeze_does_not_matter() -> None:
     assert (a.protocol, detector_config(freeze=GROUPS).protocol) == ("finetune, backbone + box_head frozen", "probe")
 
 
+def test_frozen_parts_that_nothing_filled_are_named(make_config: Make, pretrained: Path, tmp_path: Path) -> None:
+    trunk = {name: tensor for name, tensor in encoder_state().items() if name.startswith("backbone.")}
+    save_weights(tmp_path / "trunk.safetensors", trunk, metadata())
+    data = load_data(make_config())
+
+    def fresh(weights: Any = pretrained, **fields: Any) -> list[str]:
+        return load_detector(make_config(weights=str(weights), **fields), data)[1]["frozen_but_fresh"]
+
+    assert fresh(freeze=GROUPS) == fresh("none") == fresh(load=["fpn"]) == []
+    assert fresh("none", freeze=GROUPS) == list(GROUPS)
+    assert fresh("none", freeze_stages=1) == ["backbone"]
+    assert fresh(tmp_path / "trunk.safetensors", freeze=GROUPS) == ["box_head"]
+    assert fresh(tmp_path / "trunk.safetensors", freeze=["backbone", "fpn"]) == []
+    assert fresh(load=["backbone"], freeze=GROUPS) == ["fpn", "box_head"]
+    assert fresh("none", freeze=GROUPS, detector="retinanet") == ["backbone", "fpn"]  # it has no box head
+    assert fresh(freeze=GROUPS, detector="retinanet") == []  # P6 and P7 are fresh, and train
+
+
 def test_stages_are_frozen_from_below() -> None:
     names = [name for name, _ in build().backbone.body.named_parameters()]
     stages = {0: (), 1: ("conv1.", "bn1."), 3: ("conv1.", "bn1.", "layer1.", "layer2.")}

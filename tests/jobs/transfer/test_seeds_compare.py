@@ -73,6 +73,27 @@ def test_seeds_go_on_where_they_were_stopped(
         transfer_seeds(config, [1], out)
 
 
+@pytest.mark.parametrize("part", ["weights", "data"])
+def test_seeds_of_other_weights_or_data_are_not_mixed(make_config: Make, tmp_path: Path, part: str) -> None:
+    """The same paths, whose files were changed in between."""
+    config = make_config(weights="runs/pretrained")
+    for seed in (0, 4, 5):
+        folder = tmp_path / f"seed-{seed}"
+        folder.mkdir()
+        (folder / "config.yaml").write_text(dump_yaml(config.model_copy(update={"seed": seed})))
+        marks = {"weights": "a", "data": "b", **({part: "other"} if seed else {})}
+        summary = {
+            "seed": seed,
+            "weights": {"source": "pretrained", "sha256": marks["weights"]},
+            "data": {"fingerprint": str(seed), "whole_fingerprint": marks["data"]},
+        }
+        (folder / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(CodoError, match=rf"the {part} of seed 4 are not those of seed 0") as refused:
+        transfer_seeds(config, [0, 4], tmp_path)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "seeds.json").exists()
+
+
 def test_one_seed_has_no_deviation_and_none_is_not_counted() -> None:
     base = {
         "detector": "fcos", "protocol": "probe", "weights": {"source": "none"}, "steps": 4, "train_seconds": 1.0,

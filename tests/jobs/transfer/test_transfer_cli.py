@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,26 @@ def test_a_dry_run_trains_and_writes_nothing(
         word for word in next(line for line in printed.splitlines() if "box_head " in line).split() if word.isdigit()
     ] == ["0", "0", "0", "0", "7"]
     assert "encoder's pyramid levels P2-P5" in printed
+
+
+def test_a_probe_of_random_parts_is_warned_of_and_recorded(
+    coco_root: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probe = ["--data", coco_root, "--protocol", "probe", *TINY]
+    out, statistics = tmp_path / "run", "statistics that nothing has learnt"
+    assert codo(*probe, "--weights", pretrained, "--load", "backbone", "--out", out, "--epochs", "1") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "frozen but not pretrained: fpn, box_head; what of them was not loaded is random and stays so" in said
+    assert statistics in said
+    for name in ("coverage.json", "summary.json"):
+        assert json.loads((out / name).read_text())["frozen_but_fresh"] == ["fpn", "box_head"]
+    assert codo(*probe, "--weights", pretrained, "--dry-run") == 0
+    assert "frozen but not pretrained" not in capsys.readouterr().err
+    batch = ["--frozen-norm", "batch", "--set", "architecture.backbone=resnet10t"]
+    assert codo(*probe, "--weights", "none", *batch, "--dry-run") == 0
+    said = capsys.readouterr().err
+    assert "frozen but not pretrained: backbone, fpn, box_head" in said
+    assert statistics not in said
 
 
 @pytest.mark.parametrize(

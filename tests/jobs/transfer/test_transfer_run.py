@@ -170,6 +170,13 @@ def test_what_a_resumed_run_may_change(make_config: Make, coco_root: Path, tmp_p
     assert [entry["epoch"] for entry in longer.summary["curve"]] == [1, 2]
     with pytest.raises(CodoError, match=r"optim\.epochs 2 -> 1"):
         resume(run, {"optim.epochs": 1})
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+            patch.setenv(name, value)
+        patch.setenv("MASTER_ADDR", "localhost")
+        with pytest.raises(CodoError, match="the run began on 1 process, this is 2 processes; ") as refused:
+            resume(run, {"optim.epochs": 3})
+        assert "\n" not in str(refused.value)
     (tmp_path / "squares" / "images" / "train_0.png").write_bytes(b"other")
     with pytest.raises(CodoError, match="squares have changed since"):
         resume(run, {"optim.epochs": 3})
@@ -191,6 +198,15 @@ def test_broken_images_are_counted_and_left_out(make_config: Make, coco_root: Pa
     config = make_config(data={"root": str(tmp_path / "squares")}, optim={"epochs": 1})
     result = transfer(config, tmp_path / "run")
     assert result.summary["unreadable_images"] == {"train": 1, "val": ["val_2.png"]}
+    # Resumed after its last step, which reads nothing, it still knows; a checkpoint of before that was kept does not.
+    (result.path / "summary.json").unlink()
+    assert resume(result.path).summary["unreadable_images"] == result.summary["unreadable_images"]
+    checkpoint = result.path / "checkpoint.pt"
+    old = torch.load(checkpoint, weights_only=True)
+    del old["unreadable"]
+    torch.save(old, checkpoint)
+    (result.path / "summary.json").unlink()
+    assert resume(result.path).summary["unreadable_images"]["train"] == 0
     assert {p["image_id"] for p in json.loads((result.path / "predictions.json").read_text())} == {500, 510}
     for path in (tmp_path / "squares" / "images").iterdir():
         path.write_bytes(b"")

@@ -1,0 +1,68 @@
+"""Batch norm over several processes, whose parts need not be equal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from codo.model import synchronise_bn
+
+PARTS = {"equal": (6, 6), "unequal": (9, 2), "one empty": (5, 0), "all empty": (0, 0)}
+"""Rows of the two processes."""
+SLOPE = torch.tensor([1.0, -2.0, 0.5])
+
+
+def rows(count: int, seed: int) -> Tensor:
+    return 3 + 2 * torch.randn(count, 3, 2, 1, generator=torch.Generator().manual_seed(seed))
+
+
+def normalise(norm: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+    """Outputs, gradients and statistics of one training step."""
+    batch.requires_grad_()
+    out = norm(batch)
+    (SLOPE.view(1, 3, 1, 1) * out.square()).sum().backward()
+    found = {"out": out, "input gradient": batch.grad, "weight gradient": norm.weight.grad}
+    return {name: tensor.detach() for name, tensor in found.items()} | dict(norm.named_buffers())
+
+
+def in_process(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    found = {}
+    for name, counts in PARTS.items():
+        norm = nn.Sequential(nn.BatchNorm2d(3))
+        synchronise_bn(norm, torch.device("cpu"))
+        found[name] = normalise(norm[0].train(), rows(counts[rank], rank))
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+    """What the two processes found, by the name of the case."""
+    folder = tmp_path_factory.mktemp("processes")
+    torch.multiprocessing.spawn(in_process, (folder,), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", ["equal", "unequal", "one empty"])
+def test_parts_are_normalised_as_their_whole(name: str, found: list[dict[str, dict[str, Tensor]]]) -> None:
+    first, second = (process[name] for process in found)
+    whole = normalise(nn.BatchNorm2d(3), torch.cat([rows(count, rank) for rank, count in enumerate(PARTS[name])]))
+    for key in ("out", "input gradient"):
+        torch.testing.assert_close(torch.cat([first[key], second[key]]), whole[key])
+    torch.testing.assert_close(first["weight gradient"] + second["weight gradient"], whole["weight gradient"])
+    for key in ("running_mean", "running_var", "num_batches_tracked"):
+        torch.testing.assert_close(first[key], whole[key])
+        assert torch.equal(first[key], second[key])
+
+
+def test_no_rows_at_all_leave_the_statistics_alone(found: list[dict[str, dict[str, Tensor]]]) -> None:
+    for process in found:
+        assert torch.equal(process["all empty"]["running_mean"], torch.zeros(3))
+        assert torch.equal(process["all empty"]["running_var"], torch.ones(3))
+        assert process["all empty"]["num_batches_tracked"] == 0
