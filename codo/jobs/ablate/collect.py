@@ -10,14 +10,11 @@ from os.path import relpath
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from codo.errors import CodoError
 from codo.jobs.ablate.jobs import digest
 from codo.jobs.ablate.plan import CellKey, CellPlan, Plan
 from codo.jobs.ablate.results import Cell, Point, Results, Row
 from codo.jobs.pretrain.preview import preview
-from codo.runs.hardware import Hardware
 from codo.runs.record import RunFolder, environment
 
 LOSS_POINTS = 200
@@ -34,8 +31,6 @@ def collect(plan: Plan, folder: Path, failures: dict[str, str], command: str) ->
         command: that makes the grid again.
     """
     grid = plan.grid
-    run = grid.rows[0].pretrain.run
-    hardware = Hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu"), "fp32", 0, int(run.threads))
     names = sorted(plan.jobs)
     return Results(
         title=grid.file.title,
@@ -47,9 +42,22 @@ def collect(plan: Plan, folder: Path, failures: dict[str, str], command: str) ->
         seeds=list(grid.file.seeds),
         metric=grid.file.metric,
         cells=[_cell(plan, key, cell, folder, failures) for key, cell in plan.cells.items()],
-        environment=_plain(environment(digest(names), {"store": relpath(plan.store.path, folder)}, hardware)),
+        environment=_plain(environment(digest(names), {"store": relpath(plan.store.path, folder)}, None))
+        | {"hardware": hardware_of(plan)},
         command=command,
     )
+
+
+def hardware_of(plan: Plan) -> dict[str, list[str]]:
+    """Collect what the finished jobs ran on, as their run folders say: kind of job -> all that differ, sorted."""
+    found: dict[str, set[str]] = {}
+    for name in plan.jobs:
+        job = plan.store.folder(name)
+        if job.done and (job.run / "environment.json").is_file():  # a probe has none
+            now = RunFolder(job.run).environment()
+            parts = [now, *now.get("earlier", [])]  # a run that was resumed may have moved
+            found.setdefault(job.kind, set()).update(part["hardware"] for part in parts if "hardware" in part)
+    return {kind: sorted(names) for kind, names in sorted(found.items())}
 
 
 def draw_samples(plan: Plan, folder: Path) -> dict[str, str]:

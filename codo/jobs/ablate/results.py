@@ -85,7 +85,8 @@ class Results(_Record):
         seeds: in the grid's order.
         metric: the one that decides: `AP` or `curve_area`.
         cells: one for each row, protocol and seed, those that are missing too.
-        environment: versions, hardware, git state of the machine that collected them.
+        environment: versions and git state of the machine that collected them; `hardware` is that of the finished jobs,
+            kind of job -> all that they name.
         command: what makes the grid again.
         samples: row -> file of its contact sheet (PNG), relative to the grid's folder; may lack rows.
     """

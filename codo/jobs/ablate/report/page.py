@@ -55,6 +55,8 @@ def render(folder: Path, results: Results, analyses: Sequence[Analysis], picture
             failures=[c for c in results.cells if c.status == "failed"],
             missing=[c for c in results.cells if c.status == "missing"],
             environment=list(_flat(results.environment)),
+            warnings=words.warnings(results),
+            hardware=words.hardware(results),
             note=words.design_note(results),
             how_to_read=words.HOW_TO_READ,
             totals=_totals(results),

@@ -120,6 +120,24 @@ def more_seeds(c: Comparison) -> str:
     return f"±{c.margin:.2g} AP would take {many}"
 
 
+def hardware(results: Results) -> str:
+    """Say what the finished jobs ran on; empty where that is not known."""
+    found = results.environment.get("hardware")
+    names = [n for kind in found.values() if isinstance(kind, list) for n in kind] if isinstance(found, dict) else []
+    return "; ".join(dict.fromkeys(names))
+
+
+def warnings(results: Results) -> list[str]:
+    """Say what a reader should know before any number: jobs of one kind that ran on different hardware."""
+    found = results.environment.get("hardware")
+    kinds = found.items() if isinstance(found, dict) else ()
+    return [
+        f"the {kind} jobs did not run on the same hardware, or not in the same precision: {'; '.join(names)}"
+        for kind, names in kinds
+        if isinstance(names, list) and len(names) > 1
+    ]
+
+
 def design_note(results: Results) -> str:
     """Explain the design."""
     return DESIGNS.get(results.design, DESIGNS["rows"]).format(reference=results.reference)

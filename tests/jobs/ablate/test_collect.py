@@ -1,0 +1,93 @@
+"""What is read from finished jobs; made-up ones, as files that a job leaves."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from codo.jobs.ablate.collect import collect
+from codo.jobs.ablate.jobs import JobFolder, Store
+from codo.jobs.ablate.plan import Plan, make_plan
+from codo.jobs.ablate.report import terminal_table, write_report
+from codo.jobs.ablate.resolve import load_grid
+from codo.jobs.ablate.results import Results
+
+ENVIRONMENT = {"fingerprint": "f", "hardware": "cpu, bf16, 1 threads, 0 loader workers"}
+DONE: dict[str, dict[str, Any]] = {
+    "pretrain": {"fingerprint": "f", "seconds": 1.0},
+    "transfer": {
+        "fingerprint": "f",
+        "train_seconds": 1.0,
+        "curve": [{"step": 1, "epoch": 1.0, "AP": 2.0}, {"step": 2, "epoch": 2.0, "AP": 3.0}],
+        "metrics": {"AP": 3.0, "AP50": 4.0},
+        "errors": {"missed": 1.0},
+    },
+    "probe": {
+        "probes": {"hard_top1": 0.5, "box_head/hard_top1": 0.6},
+        "chance": {"hard_top1": 0.1, "box_head/hard_top1": 0.1},
+        "settings": {"images": "aaaa"},
+        "held_out": True,
+    },
+}
+
+
+def finish(job: JobFolder, **changes: Any) -> None:
+    """Leave what a job leaves."""
+    job.run.mkdir(parents=True, exist_ok=True)
+    job.result.write_text(json.dumps(DONE[job.kind] | changes))
+    if job.kind != "probe":
+        (job.run / "environment.json").write_text(json.dumps(ENVIRONMENT))
+
+
+@pytest.fixture
+def plan(write_grid: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """A grid of two rows and two seeds with probes, all of whose jobs are finished."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    made = make_plan(load_grid(write_grid(probes=True)), Store(tmp_path / "here" / "out" / "jobs"))
+    for name, job in made.jobs.items():
+        folder = made.store.folder(name)
+        folder.write(job)
+        finish(folder)
+    return made
+
+
+def gather(plan: Plan, failures: dict[str, str] | None = None) -> Results:
+    return collect(plan, plan.store.path.parent / "grid", failures or {}, "codo ablate grid.yaml")
+
+
+def page_of(results: Results, folder: Path) -> str:
+    write_report(folder, results)
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def told(results: Results) -> str:
+    console = Console(width=300, file=io.StringIO())
+    console.print(terminal_table(results))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def jobs_of(plan: Plan, kind: str) -> list[JobFolder]:
+    return [plan.store.folder(name) for name, job in plan.jobs.items() if job.kind == kind]
+
+
+def test_the_hardware_is_that_of_the_jobs_and_more_than_one_is_a_warning(plan, tmp_path):
+    results = gather(plan)
+    assert results.environment["hardware"] == {kind: [ENVIRONMENT["hardware"]] for kind in ("pretrain", "transfer")}
+    page = page_of(results, tmp_path / "grid")
+    assert "<span>cpu, bf16, 1 threads, 0 loader workers</span>" in page
+    assert "fp32" not in json.dumps(results.environment)
+    assert "same hardware" not in page + told(results)
+    other = {**ENVIRONMENT, "hardware": "NVIDIA H100, fp16, 4 threads, 0 loader workers", "earlier": [ENVIRONMENT]}
+    (jobs_of(plan, "transfer")[0].run / "environment.json").write_text(json.dumps(other))
+    results = gather(plan)
+    assert results.environment["hardware"]["transfer"] == [other["hardware"], ENVIRONMENT["hardware"]]
+    for text in (page_of(results, tmp_path / "grid"), told(results)):
+        assert "the transfer jobs did not run on the same hardware" in text
+        assert "the pretrain jobs" not in text
