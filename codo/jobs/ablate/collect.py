@@ -13,7 +13,7 @@ from typing import Any
 from codo.errors import CodoError
 from codo.jobs.ablate.jobs import digest
 from codo.jobs.ablate.plan import CellKey, CellPlan, Plan
-from codo.jobs.ablate.results import Cell, Point, Results, Row
+from codo.jobs.ablate.results import Cell, Point, Probed, Results, Row
 from codo.jobs.pretrain.preview import preview
 from codo.runs.record import RunFolder, environment
 
@@ -91,7 +91,8 @@ def _cell(plan: Plan, key: CellKey, cell: CellPlan, folder: Path, failures: dict
         "commands": commands,
         "folders": {kind: relpath(job.run, folder) for kind, job in jobs.items() if kind != "probe"},
     }
-    failed = [failures[name] for name in cell.jobs() if name in failures and not name.startswith("probe")]
+    found["failures"] = {kind: failures[job.name] for kind, job in jobs.items() if job.name in failures}
+    failed = [why for kind, why in found["failures"].items() if kind != "probe"]
     if failed:
         found |= {"status": "failed", "failure": failed[0]}
     fingerprints, seconds, metrics = {}, {}, {}
@@ -100,10 +101,16 @@ def _cell(plan: Plan, key: CellKey, cell: CellPlan, folder: Path, failures: dict
         fingerprints["pretrain"], seconds["pretrain"] = summary["fingerprint"], summary["seconds"]
         found["loss"] = loss_curve(jobs["pretrain"].run)
     if "probe" in jobs and jobs["probe"].done:
-        asked = plan.grid.file.probes
-        for name, value in _numbers(jobs["probe"].summary()["probes"]).items():
+        asked, summary = plan.grid.file.probes, jobs["probe"].summary()
+        for name, value in _numbers(summary["probes"]).items():
             if isinstance(asked, bool) or name in asked:
                 metrics[f"probe/{name}"] = value
+        chance = _numbers(summary.get("chance") or {})
+        found["probed"] = Probed(
+            held_out=summary.get("held_out"),
+            images=(summary.get("settings") or {}).get("images") or "",
+            chance={f"probe/{n}": v for n, v in chance.items() if v is not None and f"probe/{n}" in metrics},
+        )
     if jobs["transfer"].done:
         summary = jobs["transfer"].summary()
         curve = [Point(step=p["step"], epoch=p["epoch"], AP=p["AP"]) for p in summary["curve"]]

@@ -41,6 +41,20 @@ class Point(_Record):
     AP: float | None
 
 
+class Probed(_Record):
+    """What the probes of a pretraining looked at.
+
+    Attributes:
+        held_out: whether the pretraining saw none of the images; None where that is not on record.
+        images: the same where the images are; empty where that is not on record.
+        chance: `probe/NAME` -> what an embedding that knows nothing has.
+    """
+
+    held_out: bool | None = None
+    images: str = ""
+    chance: dict[str, float] = {}
+
+
 class Cell(_Record):
     """One row, protocol and seed.
 
@@ -51,6 +65,8 @@ class Cell(_Record):
         errors: TIDE's breakdown, kind of error -> AP50 that mending it would add.
         loss: step -> loss of the pretraining, thinned; empty for `weights: none`.
         failure: the last line of what went wrong; None unless failed.
+        failures: kind of job -> what went wrong with it; a probe may fail in a cell that is done.
+        probed: what the probes looked at; None without.
         folders: `pretrain`, `transfer`: the run folders, relative to the grid's.
         commands: the commands that make this cell, in order.
         fingerprints: `pretrain`, `transfer`: as the run folders name them.
@@ -66,6 +82,8 @@ class Cell(_Record):
     errors: dict[str, float] = {}
     loss: list[tuple[int, float]] = []
     failure: str | None = None
+    failures: dict[str, str] = {}
+    probed: Probed | None = None
     folders: dict[str, str] = {}
     commands: list[str] = []
     fingerprints: dict[str, str] = {}

@@ -91,3 +91,33 @@ def test_the_hardware_is_that_of_the_jobs_and_more_than_one_is_a_warning(plan, t
     for text in (page_of(results, tmp_path / "grid"), told(results)):
         assert "the transfer jobs did not run on the same hardware" in text
         assert "the pretrain jobs" not in text
+
+
+def test_a_probe_that_failed_is_told(plan, tmp_path):
+    probe = jobs_of(plan, "probe")[0]
+    probe.result.unlink()
+    results = gather(plan, {probe.name: "RuntimeError: <no> memory"})
+    assert [(c.status, c.failures) for c in results.cells][:2] == [
+        ("done", {"probe": "RuntimeError: <no> memory"}),
+        ("done", {}),
+    ]
+    page = page_of(results, tmp_path / "grid")
+    assert "1 of the probes failed" in page
+    assert "RuntimeError: &lt;no&gt; memory" in page[page.index('<section id="failures"') :]
+    transfer = jobs_of(plan, "transfer")[0]
+    transfer.result.unlink()
+    assert gather(plan, {transfer.name: "broken"}).cells[0].failure == "broken"
+
+
+def test_what_the_probes_looked_at_is_told_where_it_matters(plan, tmp_path):
+    results = gather(plan)
+    assert all(c.probed.held_out and c.probed.images == "aaaa" for c in results.cells)
+    assert results.cells[0].probed.chance["probe/hard_top1"] == 0.1
+    page = page_of(results, tmp_path / "grid")
+    assert "Not held out" not in page
+    assert "Not comparable" not in page
+    first = plan.cells[next(key for key in plan.cells if (key.row, key.seed) == ("no hierarchy", 1))].probe
+    finish(plan.store.folder(first), held_out=False, settings={"images": "bbbb"})
+    page = page_of(gather(plan), tmp_path / "grid")
+    assert "Not held out: the pretraining may have seen the images that it is probed on: no hierarchy (seed 1)." in page
+    assert "in seed 1 these rows were probed on different images (between them a |): CoDo | no hierarchy." in page

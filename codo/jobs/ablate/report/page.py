@@ -53,6 +53,8 @@ def render(folder: Path, results: Results, analyses: Sequence[Analysis], picture
             probes=_probe_table(results),
             samples=[(row, _sample(folder, file)) for row, file in results.samples.items()],
             failures=[c for c in results.cells if c.status == "failed"],
+            probe_failures=words.probe_failures(results),
+            probed=words.probed(results),
             missing=[c for c in results.cells if c.status == "missing"],
             environment=list(_flat(results.environment)),
             warnings=words.warnings(results),

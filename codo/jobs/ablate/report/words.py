@@ -120,6 +120,37 @@ def more_seeds(c: Comparison) -> str:
     return f"±{c.margin:.2g} AP would take {many}"
 
 
+def probe_failures(results: Results) -> list[tuple[str, int, str]]:
+    """Collect row, seed and reason of the probes that failed, each once, however many protocols share it."""
+    found = {(c.row, c.seed): c.failures["probe"] for c in results.cells if "probe" in c.failures}
+    return [(row, seed, why) for (row, seed), why in found.items()]
+
+
+def probed(results: Results) -> list[str]:
+    """Say where the probes looked at images of the training, and where rows of one seed at different ones."""
+    cells = {(c.row, c.seed): c.probed for c in results.cells if c.probed is not None}
+    said = []
+    trained = [f"{row} (seed {seed})" for (row, seed), looked in cells.items() if looked.held_out is False]
+    if trained:
+        said.append(
+            f"Not held out: the pretraining may have seen the images that it is probed on: {', '.join(trained)}."
+        )
+    unlike = {}
+    for seed in results.seeds:
+        groups: dict[str, list[str]] = {}
+        for (row, of), looked in cells.items():
+            if of == seed and looked.images:
+                groups.setdefault(looked.images, []).append(row)
+        if len(groups) > 1:
+            unlike.setdefault(" | ".join(", ".join(rows) for rows in groups.values()), []).append(str(seed))
+    for rows, seeds in unlike.items():
+        said.append(
+            f"Not comparable: in seed {', '.join(seeds)} these rows were probed on different images (between them a |): "
+            f"{rows}. Each is probed on images that it was not trained on, which are not the same for all."
+        )
+    return said
+
+
 def hardware(results: Results) -> str:
     """Say what the finished jobs ran on; empty where that is not known."""
     found = results.environment.get("hardware")
