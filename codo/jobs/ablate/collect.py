@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from codo.errors import CodoError
-from codo.jobs.ablate.jobs import digest
+from codo.jobs.ablate.jobs import JobFolder, digest
+from codo.jobs.ablate.places import shell, without_places
 from codo.jobs.ablate.plan import CellKey, CellPlan, Plan
 from codo.jobs.ablate.results import Cell, Point, Probed, Results, Row
 from codo.jobs.pretrain.preview import preview
@@ -19,6 +20,8 @@ from codo.runs.record import RunFolder, environment
 
 LOSS_POINTS = 200
 SHEET_ROWS = 4
+NEW = "NEW-FOLDER"
+"""Stands for the output of a command, which may not be there yet."""
 
 
 def collect(plan: Plan, folder: Path, failures: dict[str, str], command: str) -> Results:
@@ -37,14 +40,13 @@ def collect(plan: Plan, folder: Path, failures: dict[str, str], command: str) ->
         question=grid.file.question,
         design=grid.file.design,
         reference=grid.reference,
-        rows=[Row(name=row.name, changes=row.changes, factors=row.plan.factors) for row in grid.rows],
+        rows=[Row(name=row.name, changes=_tidy(row.changes), factors=row.plan.factors) for row in grid.rows],
         protocols=list(grid.file.transfer),
         seeds=list(grid.file.seeds),
         metric=grid.file.metric,
         cells=[_cell(plan, key, cell, folder, failures) for key, cell in plan.cells.items()],
-        environment=_plain(environment(digest(names), {"store": relpath(plan.store.path, folder)}, None))
-        | {"hardware": hardware_of(plan)},
-        command=command,
+        environment=_environment(digest(names), relpath(plan.store.path, folder)) | {"hardware": hardware_of(plan)},
+        command=shell([without_places(word) for word in shlex.split(command)]),
     )
 
 
@@ -84,14 +86,13 @@ def draw_samples(plan: Plan, folder: Path) -> dict[str, str]:
 
 def _cell(plan: Plan, key: CellKey, cell: CellPlan, folder: Path, failures: dict[str, str]) -> Cell:
     jobs = {name.partition("-")[0]: plan.store.folder(name) for name in cell.jobs()}
-    commands = [shlex.join(["codo", *_relative(job.command(), folder)]) for job in jobs.values()]
     found: dict[str, Any] = {
         **key._asdict(),
         "status": "missing",
-        "commands": commands,
+        "commands": [command_of(job, plan.grid.file.processes) for job in jobs.values()],
         "folders": {kind: relpath(job.run, folder) for kind, job in jobs.items() if kind != "probe"},
     }
-    found["failures"] = {kind: failures[job.name] for kind, job in jobs.items() if job.name in failures}
+    found["failures"] = {kind: without_places(failures[job.name]) for kind, job in jobs.items() if job.name in failures}
     failed = [why for kind, why in found["failures"].items() if kind != "probe"]
     if failed:
         found |= {"status": "failed", "failure": failed[0]}
@@ -140,11 +141,25 @@ def _numbers(tree: dict[str, Any]) -> dict[str, float | None]:
     return {k: v for k, v in tree.items() if v is None or (isinstance(v, int | float) and not isinstance(v, bool))}
 
 
-def _relative(words: list[str], folder: Path) -> list[str]:
-    """Write paths of the store from the output folder."""
-    out = folder.parent.absolute()
-    return [relpath(word, out) if str(Path(word).absolute()).startswith(f"{out}/") else word for word in words]
+def command_of(job: JobFolder, processes: int) -> str:
+    """Compose the command that makes a job anew, beside the one that was made."""
+    words = job.command()
+    words[words.index("--out") + 1] = NEW if job.kind != "probe" else f"{NEW}/probe.json"
+    several = processes > 1 and job.kind != "probe"
+    start = ["torchrun", "--standalone", "--nproc-per-node", str(processes), "-m", "codo.cli"] if several else ["codo"]
+    return shell([*start, *map(without_places, words)])
 
 
-def _plain(tree: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(tree, default=str))
+def _tidy(value: Any) -> Any:
+    """Leave out the places of this machine, at any depth."""
+    if isinstance(value, dict):
+        return {key: _tidy(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_tidy(inner) for inner in value]
+    return without_places(value) if isinstance(value, str) else value
+
+
+def _environment(fingerprint: str, store: str) -> dict[str, Any]:
+    """Describe the machine, without the command, which has its own place."""
+    found = environment(fingerprint, {"store": store}, None)
+    return json.loads(json.dumps({name: value for name, value in found.items() if name != "command"}, default=str))

@@ -68,7 +68,7 @@ class Cell(_Record):
         failures: kind of job -> what went wrong with it; a probe may fail in a cell that is done.
         probed: what the probes looked at; None without.
         folders: `pretrain`, `transfer`: the run folders, relative to the grid's.
-        commands: the commands that make this cell, in order.
+        commands: the commands that make this cell anew, in order; for where the grid was run, see `command`.
         fingerprints: `pretrain`, `transfer`: as the run folders name them.
         seconds: `pretrain`, `transfer`: time taken.
     """
@@ -105,7 +105,7 @@ class Results(_Record):
         cells: one for each row, protocol and seed, those that are missing too.
         environment: versions and git state of the machine that collected them; `hardware` is that of the finished jobs,
             kind of job -> all that they name.
-        command: what makes the grid again.
+        command: what makes the grid again; paths are relative to where it was run, `PATH/NAME` lies elsewhere.
         samples: row -> file of its contact sheet (PNG), relative to the grid's folder; may lack rows.
     """
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from rich.console import Console
 
 from codo.jobs.ablate.collect import collect
 from codo.jobs.ablate.jobs import JobFolder, Store
+from codo.jobs.ablate.places import without_places
 from codo.jobs.ablate.plan import Plan, make_plan
 from codo.jobs.ablate.report import terminal_table, write_report
 from codo.jobs.ablate.resolve import load_grid
@@ -120,4 +123,59 @@ def test_what_the_probes_looked_at_is_told_where_it_matters(plan, tmp_path):
     finish(plan.store.folder(first), held_out=False, settings={"images": "bbbb"})
     page = page_of(gather(plan), tmp_path / "grid")
     assert "Not held out: the pretraining may have seen the images that it is probed on: no hierarchy (seed 1)." in page
-    assert "in seed 1 these rows were probed on different images (between them a |): CoDo | no hierarchy." in page
+    assert f"seed 1, rows on either side of | were probed on other images: {results.reference} | no hierarchy" in page
+
+
+def test_nothing_that_is_written_names_a_place_of_this_machine(plan, tmp_path):
+    mark = str(tmp_path)
+    failed = jobs_of(plan, "transfer")[0]
+    failed.result.unlink()
+    row = plan.grid.rows[1]
+    row.changes["jitter.custom"] = f"{mark}/own parts/jitter.py:Jitter"
+    folder = tmp_path / "grid"
+    where = plan.store.path.parent / "grid"
+    messages = {failed.name: f"OSError: {mark}/data/x.png: see {failed.path}/log.txt, or {mark}/here"}
+    results = collect(plan, where, messages, f"codo ablate '{mark}/my grid.yaml' --out {mark}/here/out")
+    results.write(folder / "results.json")
+    write_report(folder, results)
+    for file in folder.rglob("*"):
+        assert file.is_dir() or mark.encode() not in file.read_bytes(), file
+    assert "/tmp" not in (folder / "results.json").read_text()
+    assert results.command == "codo ablate '../my grid.yaml' --out out"
+    assert "Run these where <code>codo ablate</code> was run" in (folder / "report.html").read_text()
+    assert results.cells[0].failure == f"OSError: ../data/x.png: see out/jobs/{failed.name}/log.txt, or ."
+    assert "command" not in results.environment
+
+
+def test_the_commands_of_a_cell_run_as_they_are_printed(plan, monkeypatch, squares):
+    monkeypatch.setenv("CODO_DATA", str(squares.parent))
+    pretrain, transfer, probe = gather(plan).cells[0].commands
+    name = plan.cells[next(iter(plan.cells))].pretrain
+    assert pretrain == f"codo pretrain --config out/jobs/{name}/config.yaml --out NEW-FOLDER"
+    assert transfer.startswith("codo transfer --config out/jobs/transfer-")
+    assert probe.startswith(f"codo probe out/jobs/{name}/run --canvas 64")
+    assert probe.endswith('--backgrounds "${CODO_DATA}"/squares --out NEW-FOLDER/probe.json')
+    assert Path(shlex.split(pretrain)[3]).is_file()
+    file = plan.grid.file.model_copy(update={"processes": 2})
+    pretrain, _, probe = gather(replace(plan, grid=replace(plan.grid, file=file))).cells[0].commands
+    assert pretrain.startswith("torchrun --standalone --nproc-per-node 2 -m codo.cli pretrain --config out/")
+    assert probe.startswith("codo probe")
+
+
+def test_paths_are_written_without_places(tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    monkeypatch.setenv("CODO_DATA", "../data")
+    for text, expected in {
+        f"{tmp_path}/a/b/../data/cards": "${CODO_DATA}/cards",
+        f"{tmp_path}/a/b": ".",
+        f"{tmp_path}/a/b/out/x y": "out/x y",
+        f"{tmp_path}/a/c.yaml": "../c.yaml",
+        f"{tmp_path}/far/my data": "PATH/my data",
+        f"see {tmp_path}/a/b, then {tmp_path}/far/x: 3 / 4 of 1/2": "see ., then PATH/x: 3 / 4 of 1/2",
+        f"{tmp_path}/a/bee": "../bee",
+        "https://example.org/x and/or ../y": "https://example.org/x and/or ../y",
+        f"error:{tmp_path}/far/x": "error:PATH/x",
+        "alignment": "alignment",
+    }.items():
+        assert without_places(text) == expected

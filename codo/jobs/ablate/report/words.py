@@ -130,12 +130,10 @@ def probed(results: Results) -> list[str]:
     """Say where the probes looked at images of the training, and where rows of one seed at different ones."""
     cells = {(c.row, c.seed): c.probed for c in results.cells if c.probed is not None}
     said = []
-    trained = [f"{row} (seed {seed})" for (row, seed), looked in cells.items() if looked.held_out is False]
+    trained = ", ".join(f"{row} (seed {seed})" for (row, seed), looked in cells.items() if looked.held_out is False)
     if trained:
-        said.append(
-            f"Not held out: the pretraining may have seen the images that it is probed on: {', '.join(trained)}."
-        )
-    unlike = {}
+        said.append(f"Not held out: the pretraining may have seen the images that it is probed on: {trained}.")
+    unlike: dict[str, list[str]] = {}
     for seed in results.seeds:
         groups: dict[str, list[str]] = {}
         for (row, of), looked in cells.items():
@@ -144,10 +142,8 @@ def probed(results: Results) -> list[str]:
         if len(groups) > 1:
             unlike.setdefault(" | ".join(", ".join(rows) for rows in groups.values()), []).append(str(seed))
     for rows, seeds in unlike.items():
-        said.append(
-            f"Not comparable: in seed {', '.join(seeds)} these rows were probed on different images (between them a |): "
-            f"{rows}. Each is probed on images that it was not trained on, which are not the same for all."
-        )
+        many = ", ".join(seeds)
+        said.append(f"Not comparable: in seed {many}, rows on either side of | were probed on other images: {rows}.")
     return said
 
 
