@@ -34,7 +34,7 @@ def without_places(text: str) -> str:
         text = os.path.normpath(text)
     for root, name in roots:
         if root != "/":
-            text = re.sub(BEFORE + re.escape(root) + r"(?=/|$|[\s'\":,;)])", lambda _, name=name: name, text)
+            text = re.sub(BEFORE + re.escape(root) + r"(?=/|$|[\s'\":,;)])", name, text)
     text = re.sub(BEFORE + r"\./(?=[\w.])", "", text)
     if os.path.isabs(text) and not re.search(r":\s", text):  # one path, which may have blanks in it
         return f"{ELSEWHERE}/{Path(text).name}"

@@ -312,3 +312,24 @@ def test_cells_csv_without_metrics():
     results = make_results(seeds=1)
     results.cells = [Cell(row="codo", protocol=results.protocols[0], seed=0, status="missing")]
     assert cells_csv(results).splitlines()[0] == "row,protocol,seed,status,failure"
+
+
+def test_means_over_fewer_seeds_say_so(tmp_path):
+    results = make_results(seeds=3)
+    results.protocols, results.rows = results.protocols[:1], results.rows[:4]
+    names = [row.name for row in results.rows]
+    results.cells = [c for c in results.cells if c.row in names and c.protocol == results.protocols[0]]
+    write_report(tmp_path, results)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    metrics = html[html.index("Other metrics") : html.index('<section id="curves"')]
+    assert metrics.count("(n = 2 of 3)") == 3, "AP50, AP75 and the area; APs is undefined everywhere"
+    times = html[html.index("epochs to") : html.index('<section id="errors"')]
+    assert times.count('<td class="n">2 of 3</td>') == 1
+    errors = html[html.index("In numbers, ") : html.index('<section id="pretraining"')]
+    assert errors.count('<td class="n">2 of 3</td>') == 1
+    probes = html[html.index('<section id="pretraining"') : html.index('<section id="rows"')]
+    assert probes.count("(n = 2 of 3)") == 6, "five probes, and the loss"
+    for name in ("errors-1", "curves-1"):
+        drawn = next((tmp_path / "figures").glob(f"{name}*.svg")).read_text()
+        assert "no hierarchy (n = 2 of 3)" in drawn
+        assert "codo (n = 3)" in drawn

@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from codo.jobs.ablate.analysis import Analysis
-from codo.jobs.ablate.report.words import difference, families
+from codo.jobs.ablate.report.words import difference, families, seeds
 from codo.jobs.ablate.results import Cell, Results
 from codo.jobs.ablate.statistics import Comparison, value_of
 from codo.runs.files import atomic_path, write_text
@@ -205,9 +205,9 @@ def _bands(
     """Draw a line a row, the mean over its seeds, with a band from least to most; None if there is nothing."""
     with _axes(height=3.7) as (figure, axes):
         drawn = []
-        for row, seeds in curves.items():
+        for row, found in curves.items():
             at: dict[float, list[float]] = defaultdict(list)
-            for seed in seeds:
+            for seed in found:
                 for x, y in seed.items():
                     at[x].append(y)
             most = max(map(len, at.values()), default=0)
@@ -219,7 +219,11 @@ def _bands(
                 look["marker"] = ""
             means = [float(np.mean(at[x])) for x in xs]
             drawn += axes.plot(
-                xs, means, label=_label(f"{row} (n = {most})"), zorder=3 if row == results.reference else 2, **look
+                xs,
+                means,
+                label=_label(row, seeds(most, len(results.seeds))),
+                zorder=3 if row == results.reference else 2,
+                **look,
             )
             axes.fill_between(
                 xs, [min(at[x]) for x in xs], [max(at[x]) for x in xs], color=look["color"], alpha=0.13, lw=0
@@ -232,7 +236,7 @@ def _bands(
 
 
 def _errors(results: Results, protocol: str, name: str) -> list[Picture]:
-    means = error_means(results, protocol)
+    means, counts = error_means(results, protocol), error_counts(results, protocol)
     kinds = list(dict.fromkeys(kind for row in means.values() for kind in row))
     if not kinds:
         return []
@@ -242,9 +246,9 @@ def _errors(results: Results, protocol: str, name: str) -> list[Picture]:
             shift = (i - (len(means) - 1) / 2) * 0.6 / max(len(means), 1)
             known = [k for k in kinds if k in values]
             look = _look(results, row) | {"ls": ""}
-            drawn += axes.plot(
-                [values[k] for k in known], [kinds.index(k) + shift for k in known], label=_label(row), **look
-            )
+            label = _label(row, seeds(counts[row], len(results.seeds)))
+            heights = [kinds.index(k) + shift for k in known]
+            drawn += axes.plot([values[k] for k in known], heights, label=label, **look)
         axes.set_yticks(range(len(kinds)), kinds)
         axes.set_ylim(len(kinds) - 0.5, -0.5)
         axes.set_xlim(left=0)
@@ -265,6 +269,12 @@ def error_means(results: Results, protocol: str) -> dict[str, dict[str, float]]:
                 for kind, value in cell.errors.items():
                     found.setdefault(row.name, {}).setdefault(kind, []).append(value)
     return {row: {kind: float(np.mean(v)) for kind, v in kinds.items()} for row, kinds in found.items()}
+
+
+def error_counts(results: Results, protocol: str) -> dict[str, int]:
+    """Count the seeds behind each row of `error_means`."""
+    cells = [c for c in results.cells if (c.protocol, c.status) == (protocol, "done") and c.errors]
+    return {row.name: n for row in results.rows if (n := sum(c.row == row.name for c in cells))}
 
 
 def _probes(results: Results) -> list[Picture]:
@@ -294,9 +304,9 @@ def _probes(results: Results) -> list[Picture]:
     return pictures
 
 
-def _label(text: str) -> str:
-    """Shorten a label; matplotlib hides those that begin with an underscore."""
-    text = text if len(text) <= 34 else f"{text[:32]}…"
+def _label(text: str, count: str = "") -> str:
+    """Shorten a label, and add the seeds; matplotlib hides those that begin with an underscore."""
+    text = (text if len(text) <= 34 else f"{text[:32]}…") + (f" ({count})" if count else "")
     return f" {text}" if text.startswith("_") else text
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from codo.errors import CodoError
 from codo.jobs.ablate.analysis import Analysis
 from codo.jobs.ablate.report import words
-from codo.jobs.ablate.report.figures import SECTIONS, Picture, by_pretraining, error_means, probe_names
+from codo.jobs.ablate.report.figures import SECTIONS, Picture, by_pretraining, error_counts, error_means, probe_names
 from codo.jobs.ablate.report.tables import metric_rows
 from codo.jobs.ablate.results import Cell, Results
 from codo.jobs.ablate.statistics import Comparison, spread
@@ -50,6 +50,7 @@ def render(folder: Path, results: Results, analyses: Sequence[Analysis], picture
             tables=[metric_rows(results, a) for a in analyses],
             extra=[_extra_metrics(results, a.protocol) for a in analyses],
             errors=[error_means(results, a.protocol) for a in analyses],
+            error_counts=[error_counts(results, a.protocol) for a in analyses],
             probes=_probe_table(results),
             samples=[(row, _sample(folder, file)) for row, file in results.samples.items()],
             failures=[c for c in results.cells if c.status == "failed"],
@@ -62,6 +63,7 @@ def render(folder: Path, results: Results, analyses: Sequence[Analysis], picture
             note=words.design_note(results),
             how_to_read=words.HOW_TO_READ,
             totals=_totals(results),
+            seeds=words.seeds,
             marks=words.MARKS,
         )
     )
@@ -136,7 +138,7 @@ def _extra_metrics(results: Results, protocol: str) -> dict[str, dict[str, str]]
     chosen = [n for n in names if not n.startswith("probe/") and n != results.metric]
     found = {n: {row.name: spread(results, row.name, protocol, n) for row in results.rows} for n in chosen}
     return {
-        n: {row: words.plus_minus(s) for row, s in rows.items()}
+        n: {row: words.with_count(s) for row, s in rows.items()}
         for n, rows in found.items()
         if any(s.n for s in rows.values())
     }
@@ -148,7 +150,7 @@ def _probe_table(results: Results) -> dict[str, dict[str, str]]:
     single.cells = [c.model_copy(update={"protocol": ""}) for c in single.cells]
     found = {n: {row.name: spread(single, row.name, "", n) for row in results.rows} for n in probe_names(results)}
     return {
-        n.removeprefix("probe/"): {row: words.plus_minus(s, 3) for row, s in rows.items()}
+        n.removeprefix("probe/"): {row: words.with_count(s, 3) for row, s in rows.items()}
         for n, rows in found.items()
         if any(s.n for s in rows.values())
     }

@@ -82,6 +82,21 @@ def plus_minus(values: Spread, digits: int = 2) -> str:
     return number(values.mean, digits) + spread
 
 
+def with_count(values: Spread, digits: int = 2) -> str:
+    """Write mean and standard deviation, and of how many seeds where some are absent."""
+    return plus_minus(values, digits) + (f" (n = {values.short_count})" if values.n and values.absent else "")
+
+
+def seeds(n: int, expected: int) -> str:
+    """Say how many seeds there are, where they are not all.
+
+    Example:
+        >>> seeds(3, 3), seeds(2, 3)
+        ('n = 3', 'n = 2 of 3')
+    """
+    return f"n = {n}" if n == expected else f"n = {n} of {expected}"
+
+
 def interval(low: float | None, high: float | None, digits: int = 2) -> str:
     """Write an interval; empty if there is none."""
     return f"[{number(low, digits)}, {number(high, digits)}]" if low is not None and high is not None else ""
