@@ -16,9 +16,10 @@ from rich.console import Console
 from codo.errors import CodoError
 from codo.jobs.ablate.analysis import analyse
 from codo.jobs.ablate.report import FILES, terminal_table, write_report
+from codo.jobs.ablate.report.probes import HEADLINE
 from codo.jobs.ablate.report.tables import cells_csv, comparisons_csv, latex, latex_escape, markdown
 from codo.jobs.ablate.report.words import sentence
-from codo.jobs.ablate.results import Cell, Results
+from codo.jobs.ablate.results import Cell, Probed, Results
 from tests.jobs.ablate.synthetic import draw_samples, make_factorial, make_results
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -333,3 +334,26 @@ def test_means_over_fewer_seeds_say_so(tmp_path):
         drawn = next((tmp_path / "figures").glob(f"{name}*.svg")).read_text()
         assert "no hierarchy (n = 2 of 3)" in drawn
         assert "codo (n = 3)" in drawn
+
+
+def test_of_many_probes_the_headlines_are_drawn_and_all_are_in_a_table_a_representation(tmp_path):
+    results = make_results(seeds=2)
+    results.protocols, results.rows = results.protocols[:1], results.rows[:2]
+    results.cells = [c for c in results.cells if c.row in ("codo", "no background")]
+    measures = ["hard_top1", "hard_map", "view_hard_top1", "variance_ratio", "box_slope", "effective_rank", "knn"]
+    names = [f"{place}{name}" for place in ("", "c4/", "box_head/") for name in measures]
+    for cell in results.cells:
+        cell.metrics = {"AP": 1.0} | {f"probe/{name}": 0.25 for name in names}
+        cell.probed = Probed(held_out=True, images="a", chance={"probe/hard_top1": 0.0625})
+    write_report(tmp_path, results)
+    drawn = {path.stem for path in (tmp_path / "figures").glob("probe-*.svg")}
+    assert drawn == {f"probe-{name.replace('_', '-').replace('/', '-')}" for name in HEADLINE}
+    assert "hard_top1 (dotted: chance)" in (tmp_path / "figures" / "probe-hard-top1.svg").read_text()
+    assert "chance" not in (tmp_path / "figures" / "probe-knn.svg").read_text()
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    Page(html)
+    tables = [t for t in html.split("<table")[1:] if 'class="still"' in t]
+    assert ["backbone:" in tables[0], "c4:" in tables[1], "box_head:" in tables[2], len(tables)] == [True] * 3 + [3]
+    assert all(t.count("<tr>") == 1 + len(measures) for t in tables)
+    assert '<th scope="row">hard_top1</th><td class="n">0.062</td><td class="n">0.250 ± 0.000</td>' in tables[0]
+    assert "chance" not in tables[1]

@@ -24,8 +24,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from codo.jobs.ablate.analysis import Analysis
+from codo.jobs.ablate.report.probes import PROBE, by_pretraining, chance_of, drawn_probes
 from codo.jobs.ablate.report.words import difference, families, seeds
-from codo.jobs.ablate.results import Cell, Results
+from codo.jobs.ablate.results import Results
 from codo.jobs.ablate.statistics import Comparison, value_of
 from codo.runs.files import atomic_path, write_text
 
@@ -111,21 +112,6 @@ def draw(results: Results, analyses: Sequence[Analysis]) -> list[Picture]:
         pictures += _curves(results, a.protocol, f"curves-{slug}")
         pictures += _errors(results, a.protocol, f"errors-{slug}")
     return [*pictures, *_loss(results), *_probes(results)]
-
-
-def by_pretraining(results: Results) -> dict[tuple[str, int], Cell]:
-    """Find a cell with probes for each row and seed: protocols share them, and they stand if the transfer does not."""
-    found: dict[tuple[str, int], Cell] = {}
-    for cell in results.cells:
-        if any(name.startswith("probe/") for name in cell.metrics):
-            found.setdefault((cell.row, cell.seed), cell.model_copy(update={"status": "done"}))
-    return found
-
-
-def probe_names(results: Results) -> list[str]:
-    """Name the probes, in the order they come in."""
-    names = (name for cell in results.cells for name in cell.metrics if name.startswith("probe/"))
-    return list(dict.fromkeys(names))
 
 
 @contextmanager
@@ -280,7 +266,7 @@ def error_counts(results: Results, protocol: str) -> dict[str, int]:
 def _probes(results: Results) -> list[Picture]:
     cells = by_pretraining(results)
     pictures = []
-    for probe in probe_names(results):
+    for probe in drawn_probes(results):
         rows = [row.name for row in results.rows]
         values = {
             row: [v for (name, _), c in cells.items() if name == row and (v := value_of(c, probe)) is not None]
@@ -289,17 +275,20 @@ def _probes(results: Results) -> list[Picture]:
         rows = [row for row in rows if values[row]]
         if not rows:
             continue
-        title = probe.removeprefix("probe/")
+        title, chance = probe.removeprefix(PROBE), chance_of(results, probe)
         with _axes(3.7, 0.8 + 0.25 * len(rows)) as (figure, axes):
+            if chance is not None:
+                axes.axvline(chance, color=INK, lw=0.8, ls=":")
             for y, row in enumerate(rows):
                 look = _look(results, row)
                 axes.plot(values[row], [y] * len(values[row]), "o", color=look["color"], alpha=0.35, ms=3, mew=0)
                 axes.plot([np.mean(values[row])], [y], look["marker"], color=look["color"], ms=6)
             axes.set_yticks(range(len(rows)), [_label(row) for row in rows])
             axes.set_ylim(len(rows) - 0.5, -0.5)
-            axes.set_xlabel(title)
+            axes.set_xlabel(title if chance is None else f"{title} (dotted: chance)")
             axes.locator_params(axis="x", nbins=5)
         alt = f"{title} of the pretrained embeddings: each seed a dot, the mean a marker, a line a row."
+        alt += "" if chance is None else f" Chance is {chance:.3g}."
         pictures.append(Picture(f"probe-{_slug(title)}", "probes", "", alt, figure))
     return pictures
 
