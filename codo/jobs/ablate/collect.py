@@ -46,6 +46,7 @@ def collect(plan: Plan, folder: Path, failures: dict[str, str], command: str) ->
         metric=grid.file.metric,
         cells=[_cell(plan, key, cell, folder, failures) for key, cell in plan.cells.items()],
         environment=_environment(digest(names), relpath(plan.store.path, folder)) | {"hardware": hardware_of(plan)},
+        samples={row: file for row, (file, _) in _sheets(plan).items() if (folder / file).is_file()},
         command=shell([without_places(word) for word in shlex.split(command)]),
     )
 
@@ -70,18 +71,23 @@ def draw_samples(plan: Plan, folder: Path) -> dict[str, str]:
     """
     drawn: dict[str, str] = {}
     (folder / "samples").mkdir(parents=True, exist_ok=True)
-    for row in plan.grid.rows:
-        names = [c.pretrain for k, c in plan.cells.items() if k.row == row.name and c.pretrain is not None]
-        if not names:
-            continue
-        slug = re.sub(r"[^a-z0-9]+", "-", row.name.lower()).strip("-") or "row"
-        name = f"samples/{slug}-{names[0][-16:-8]}.png"
-        config = plan.jobs[names[0]].settings if names[0] in plan.jobs else None
+    for row, (name, job) in _sheets(plan).items():
+        config = plan.jobs[job].settings if job in plan.jobs else None
         with contextlib.suppress(CodoError):  # a sheet is an extra: the results stand without it
             if not (folder / name).is_file() and config is not None:
                 preview(config, SHEET_ROWS, folder / name)  # type: ignore[arg-type]  # a pretraining's settings
-            drawn[row.name] = name
+            drawn[row] = name
     return drawn
+
+
+def _sheets(plan: Plan) -> dict[str, tuple[str, str]]:
+    """Name the contact sheet of each pretrained row, and the pretraining that it is of: row -> file, job."""
+    found: dict[str, tuple[str, str]] = {}
+    for key, cell in plan.cells.items():
+        if cell.pretrain is not None and key.row not in found:
+            slug = re.sub(r"[^a-z0-9]+", "-", key.row.lower()).strip("-") or "row"
+            found[key.row] = f"samples/{slug}-{cell.pretrain[-16:-8]}.png", cell.pretrain
+    return found
 
 
 def _cell(plan: Plan, key: CellKey, cell: CellPlan, folder: Path, failures: dict[str, str]) -> Cell:

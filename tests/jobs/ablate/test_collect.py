@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from codo.jobs.ablate.collect import collect
+from codo.jobs.ablate.collect import collect, draw_samples
 from codo.jobs.ablate.jobs import JobFolder, Store
 from codo.jobs.ablate.places import without_places
 from codo.jobs.ablate.plan import Plan, make_plan
@@ -179,3 +179,13 @@ def test_paths_are_written_without_places(tmp_path, monkeypatch):
         "alignment": "alignment",
     }.items():
         assert without_places(text) == expected
+
+
+def test_contact_sheets_that_are_drawn_stay_in_the_results_of_an_interrupted_grid(plan):
+    folder = plan.store.path.parent / "grid"
+    assert gather(plan).samples == {}
+    drawn = draw_samples(plan, folder)
+    assert set(drawn) == {row.name for row in plan.grid.rows}
+    assert gather(plan).samples == drawn
+    (folder / drawn["no hierarchy"]).unlink()
+    assert set(gather(plan).samples) == set(drawn) - {"no hierarchy"}
