@@ -40,6 +40,7 @@ def collect(plan: Plan, folder: Path, failures: dict[str, str], command: str) ->
         question=grid.file.question,
         design=grid.file.design,
         reference=grid.reference,
+        base=next((row.name for row in grid.rows if row.changes == {}), None),
         rows=[Row(name=row.name, changes=_tidy(row.changes), factors=row.plan.factors) for row in grid.rows],
         protocols=list(grid.file.transfer),
         seeds=list(grid.file.seeds),

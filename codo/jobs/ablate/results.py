@@ -98,6 +98,7 @@ class Results(_Record):
         question: what it asks, in a sentence; may be empty.
         design: `one_at_a_time`, `ladder`, `factorial` or `rows`.
         reference: the row that the others are compared to.
+        base: the row of the grid's base, which the changes of the others are against; None where it is no row.
         rows: in the grid's order.
         protocols: names, in the grid's order.
         seeds: in the grid's order.
@@ -113,6 +114,7 @@ class Results(_Record):
     question: str = ""
     design: str
     reference: str
+    base: str | None = None
     rows: list[Row]
     protocols: list[str]
     seeds: list[int]

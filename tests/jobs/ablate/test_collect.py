@@ -189,3 +189,10 @@ def test_contact_sheets_that_are_drawn_stay_in_the_results_of_an_interrupted_gri
     assert gather(plan).samples == drawn
     (folder / drawn["no hierarchy"]).unlink()
     assert set(gather(plan).samples) == set(drawn) - {"no hierarchy"}
+
+
+def test_the_base_is_told_apart_from_the_reference(write_grid, tmp_path):
+    made = make_plan(load_grid(write_grid(reference="no hierarchy", include_none=True)), Store(tmp_path / "jobs"))
+    results = gather(made)
+    assert results.reference == "no hierarchy"
+    assert {row.name: row.changes for row in results.rows}[results.base] == {}

@@ -18,7 +18,7 @@ from codo.jobs.ablate.analysis import analyse
 from codo.jobs.ablate.report import FILES, terminal_table, write_report
 from codo.jobs.ablate.report.probes import HEADLINE
 from codo.jobs.ablate.report.tables import cells_csv, comparisons_csv, latex, latex_escape, markdown
-from codo.jobs.ablate.report.words import sentence
+from codo.jobs.ablate.report.words import design_note, sentence
 from codo.jobs.ablate.results import Cell, Probed, Results
 from tests.jobs.ablate.synthetic import draw_samples, make_factorial, make_results
 
@@ -357,3 +357,19 @@ def test_of_many_probes_the_headlines_are_drawn_and_all_are_in_a_table_a_represe
     assert all(t.count("<tr>") == 1 + len(measures) for t in tables)
     assert '<th scope="row">hard_top1</th><td class="n">0.062</td><td class="n">0.250 ± 0.000</td>' in tables[0]
     assert "chance" not in tables[1]
+
+
+def test_the_note_is_true_of_the_reference():
+    results = make_results(seeds=1)
+    assert design_note(results).startswith("Each row is codo with one thing changed. A row left of zero")
+    assert design_note(results).endswith("Not pretrained: not pretrained.")
+    results.reference = "no jitter"
+    assert design_note(results).startswith(
+        "Each row is codo with one thing changed; the rows are compared to no jitter."
+    )
+    results.base = None
+    assert design_note(results).startswith("Each row is the grid's base with one thing changed; the rows are compared")
+    results.design = "ladder"
+    assert "all the steps" not in design_note(results)
+    results.base = results.reference
+    assert "what all the steps to there are worth" in design_note(results)

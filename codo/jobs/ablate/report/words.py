@@ -27,14 +27,21 @@ MARKS: dict[Verdict, str] = {
 """A sign for each verdict, so that none is told by colour alone."""
 
 DESIGNS = {
-    "one_at_a_time": "Each row is {reference} with one thing changed. A row left of zero is worse than {reference}: "
-    "what it left out, or changed, is worth that much.",
-    "ladder": "Each row adds to the row before. Against {reference} the rows show what all the steps to there are "
-    "worth; against the row before, what the last one is.",
+    "one_at_a_time": "Each row is {base} with one thing changed; the rows are compared to {reference}.",
+    "ladder": "Each row adds to the row before. Against {reference} the rows show how far from it they are; against "
+    "the row before, what the last step is worth.",
     "factorial": "Every combination of the switches. The rows are compared to {reference}; the main effects and "
     "interactions use all rows at once.",
     "rows": "The rows are compared to {reference}.",
 }
+
+FROM_BASE = {
+    "one_at_a_time": "Each row is {reference} with one thing changed. A row left of zero is worse than {reference}: "
+    "what it left out, or changed, is worth that much.",
+    "ladder": "Each row adds to the row before. Against {reference} the rows show what all the steps to there are "
+    "worth; against the row before, what the last one is.",
+}
+"""The same, where the reference is the base."""
 
 HOW_TO_READ = (
     "A difference is taken seed by seed (row less reference, on the seeds that both have) and tested with the paired "
@@ -181,8 +188,14 @@ def warnings(results: Results) -> list[str]:
 
 
 def design_note(results: Results) -> str:
-    """Explain the design."""
-    return DESIGNS.get(results.design, DESIGNS["rows"]).format(reference=results.reference)
+    """Explain the design, as it is true of this reference."""
+    base, reference = results.base, results.reference
+    text = DESIGNS.get(results.design, DESIGNS["rows"])
+    if base == reference:
+        text = FROM_BASE.get(results.design, text)
+    note = text.format(base=base or "the grid's base", reference=reference)
+    bare = [row.name for row in results.rows if row.changes is None]
+    return note + (f" Not pretrained: {', '.join(bare)}." if bare else "")
 
 
 def families(results: Results, analysis: Analysis) -> list[tuple[str, list[Comparison]]]:
