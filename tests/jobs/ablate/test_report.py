@@ -373,3 +373,16 @@ def test_the_note_is_true_of_the_reference():
     assert "all the steps" not in design_note(results)
     results.base = results.reference
     assert "what all the steps to there are worth" in design_note(results)
+
+
+def test_names_that_begin_as_a_list_does_are_no_list_in_markdown():
+    results = make_results(seeds=3)
+    results.design, results.protocols = "ladder", results.protocols[:1]
+    names = {"codo": "+ alignment", "no background": "- jitter", "no alignment": "1. first", "no hierarchy": "0.5 x"}
+    results.rows = [r.model_copy(update={"name": names[r.name]}) for r in results.rows[:4]]
+    results.cells = [c.model_copy(update={"row": names[c.row]}) for c in results.cells if c.row in names]
+    results.reference = "+ alignment"
+    text = markdown(results, [analyse(results, p) for p in results.protocols])
+    for line in (r"- \- jitter, against + alignment: ", r"- 1\. first, against - jitter: ", r"| \+ alignment |"):
+        assert line in text, line
+    assert not re.search(r"^- ([-+]|\d+[.)]) ", text, re.MULTILINE)

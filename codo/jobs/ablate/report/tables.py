@@ -218,6 +218,7 @@ def _verdict(c: Comparison) -> str:
 def _md(text: str) -> str:
     """Escape what means something to Markdown, and to HTML within it."""
     text = re.sub(r"([\\`*_{}\[\]|#])", r"\\\1", " ".join(text.split()))
+    text = re.sub(r"^(\d{0,9})([-+.)])", r"\1\\\2", text)  # a list, where a line begins with it
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
