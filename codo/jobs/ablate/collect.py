@@ -47,6 +47,7 @@ def collect(plan: Plan, folder: Path, failures: dict[str, str], command: str) ->
         metric=grid.file.metric,
         cells=[_cell(plan, key, cell, folder, failures) for key, cell in plan.cells.items()],
         environment=_environment(digest(names), relpath(plan.store.path, folder)) | {"hardware": hardware_of(plan)},
+        notices=[without_places(notice) for notice in plan.notices],
         samples={row: file for row, (file, _) in _sheets(plan).items() if (folder / file).is_file()},
         command=shell([without_places(word) for word in shlex.split(command)]),
     )

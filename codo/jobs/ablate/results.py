@@ -107,6 +107,7 @@ class Results(_Record):
         environment: versions and git state of the machine that collected them; `hardware` is that of the finished jobs,
             kind of job -> all that they name.
         command: what makes the grid again; paths are relative to where it was run, `PATH/NAME` lies elsewhere.
+        notices: what the plan told: jobs of another version of the code, data that changed.
         samples: row -> file of its contact sheet (PNG), relative to the grid's folder; may lack rows.
     """
 
@@ -122,6 +123,7 @@ class Results(_Record):
     cells: list[Cell]
     environment: dict[str, Any] = {}
     command: str = ""
+    notices: list[str] = []
     samples: dict[str, str] = {}
 
     def cell(self, row: str, protocol: str, seed: int) -> Cell:

@@ -196,3 +196,11 @@ def test_the_base_is_told_apart_from_the_reference(write_grid, tmp_path):
     results = gather(made)
     assert results.reference == "no hierarchy"
     assert {row.name: row.changes for row in results.rows}[results.base] == {}
+
+
+def test_the_plans_notices_are_in_the_results_and_told(plan, tmp_path):
+    said = "2 transfer jobs are those of another version of the code, as --accept-code-change asks"
+    results = gather(replace(plan, notices=[said]))
+    assert results.notices == [said]
+    assert said in page_of(results, tmp_path / "grid")
+    assert said in told(results)

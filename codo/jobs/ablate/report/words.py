@@ -177,10 +177,10 @@ def hardware(results: Results) -> str:
 
 
 def warnings(results: Results) -> list[str]:
-    """Say what a reader should know before any number: jobs of one kind that ran on different hardware."""
+    """Say what a reader should know before any number: the plan's notices, and jobs that ran on different hardware."""
     found = results.environment.get("hardware")
     kinds = found.items() if isinstance(found, dict) else ()
-    return [
+    return results.notices + [
         f"the {kind} jobs did not run on the same hardware, or not in the same precision: {'; '.join(names)}"
         for kind, names in kinds
         if isinstance(names, list) and len(names) > 1
