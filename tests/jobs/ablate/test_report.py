@@ -342,20 +342,22 @@ def test_of_many_probes_the_headlines_are_drawn_and_all_are_in_a_table_a_represe
     results.cells = [c for c in results.cells if c.row in ("codo", "no background")]
     measures = ["hard_top1", "hard_map", "view_hard_top1", "variance_ratio", "box_slope", "effective_rank", "knn"]
     names = [f"{place}{name}" for place in ("", "c4/", "box_head/") for name in measures]
+    chance = {"probe/hard_top1": 0.0625, "probe/variance_ratio": 7.0}
     for cell in results.cells:
-        cell.metrics = {"AP": 1.0} | {f"probe/{name}": 0.25 for name in names}
-        cell.probed = Probed(held_out=True, images="a", chance={"probe/hard_top1": 0.0625})
+        cell.metrics = {"AP": 1.0} | {f"probe/{name}": 0.25 + 0.1 * cell.seed for name in names}
+        cell.probed = Probed(held_out=True, images="a", chance=chance)
     write_report(tmp_path, results)
     drawn = {path.stem for path in (tmp_path / "figures").glob("probe-*.svg")}
     assert drawn == {f"probe-{name.replace('_', '-').replace('/', '-')}" for name in HEADLINE}
-    assert "hard_top1 (dotted: chance)" in (tmp_path / "figures" / "probe-hard-top1.svg").read_text()
+    assert "dotted: chance, 0.0625" in (tmp_path / "figures" / "probe-hard-top1.svg").read_text()
+    assert "chance: 7" in (tmp_path / "figures" / "probe-variance-ratio.svg").read_text(), "too far for a line"
     assert "chance" not in (tmp_path / "figures" / "probe-knn.svg").read_text()
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     Page(html)
     tables = [t for t in html.split("<table")[1:] if 'class="still"' in t]
     assert ["backbone:" in tables[0], "c4:" in tables[1], "box_head:" in tables[2], len(tables)] == [True] * 3 + [3]
     assert all(t.count("<tr>") == 1 + len(measures) for t in tables)
-    assert '<th scope="row">hard_top1</th><td class="n">0.062</td><td class="n">0.250 ± 0.000</td>' in tables[0]
+    assert '<th scope="row">hard_top1</th><td class="n">0.062</td><td class="n">0.300 ± 0.071</td>' in tables[0]
     assert "chance" not in tables[1]
 
 

@@ -276,8 +276,11 @@ def _probes(results: Results) -> list[Picture]:
         if not rows:
             continue
         title, chance = probe.removeprefix(PROBE), chance_of(results, probe)
-        with _axes(3.7, 0.8 + 0.25 * len(rows)) as (figure, axes):
-            if chance is not None:
+        every = [v for row in rows for v in values[row]]
+        reach = 4 * (max(every) - min(every))  # farther away, the line would press the rows into one
+        near = chance is not None and min(every) - reach <= chance <= max(every) + reach
+        with _axes(3.7, 0.95 + 0.25 * len(rows)) as (figure, axes):
+            if chance is not None and near:
                 axes.axvline(chance, color=INK, lw=0.8, ls=":")
             for y, row in enumerate(rows):
                 look = _look(results, row)
@@ -285,7 +288,8 @@ def _probes(results: Results) -> list[Picture]:
                 axes.plot([np.mean(values[row])], [y], look["marker"], color=look["color"], ms=6)
             axes.set_yticks(range(len(rows)), [_label(row) for row in rows])
             axes.set_ylim(len(rows) - 0.5, -0.5)
-            axes.set_xlabel(title if chance is None else f"{title} (dotted: chance)")
+            said = "" if chance is None else f"\ndotted: chance, {chance:.3g}" if near else f"\nchance: {chance:.3g}"
+            axes.set_xlabel(title + said)
             axes.locator_params(axis="x", nbins=5)
         alt = f"{title} of the pretrained embeddings: each seed a dot, the mean a marker, a line a row."
         alt += "" if chance is None else f" Chance is {chance:.3g}."
