@@ -109,6 +109,7 @@ def _cell(plan: Plan, key: CellKey, cell: CellPlan, folder: Path, failures: dict
         summary = jobs["pretrain"].summary()
         fingerprints["pretrain"], seconds["pretrain"] = summary["fingerprint"], summary["seconds"]
         found["loss"] = loss_curve(jobs["pretrain"].run)
+        found["probe_curves"] = probe_curves(jobs["pretrain"].run)
     if "probe" in jobs and jobs["probe"].done:
         asked, summary = plan.grid.file.probes, jobs["probe"].summary()
         for name, value in _numbers(summary["probes"]).items():
@@ -143,6 +144,16 @@ def loss_curve(run: Path) -> list[tuple[int, float]]:
     points = [(r["step"], r["loss"]) for r in RunFolder(run).metrics() if r.get("loss") is not None]
     every = max(1, -(-len(points) // LOSS_POINTS))
     return points[::-1][::every][::-1]  # the last one is kept
+
+
+def probe_curves(run: Path) -> dict[str, list[tuple[float, float]]]:
+    """Read what the probes measured in the course of a pretraining: `probe/NAME` -> epoch, value."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for record in RunFolder(run).metrics():
+        for name, value in record.items():
+            if name.startswith("probe/") and value is not None:
+                found.setdefault(name, []).append((record["epoch"], value))
+    return found
 
 
 def _numbers(tree: dict[str, Any]) -> dict[str, float | None]:

@@ -64,6 +64,7 @@ class Cell(_Record):
         curve: AP in the course of the transfer.
         errors: TIDE's breakdown, kind of error -> AP50 that mending it would add.
         loss: step -> loss of the pretraining, thinned; empty for `weights: none`.
+        probe_curves: `probe/NAME` -> epoch, value in the course of the pretraining, by `run.probe_every`.
         failure: the last line of what went wrong; None unless failed.
         failures: kind of job -> what went wrong with it; a probe may fail in a cell that is done.
         probed: what the probes looked at; None without.
@@ -81,6 +82,7 @@ class Cell(_Record):
     curve: list[Point] = []
     errors: dict[str, float] = {}
     loss: list[tuple[int, float]] = []
+    probe_curves: dict[str, list[tuple[float, float]]] = {}
     failure: str | None = None
     failures: dict[str, str] = {}
     probed: Probed | None = None

@@ -204,3 +204,18 @@ def test_the_plans_notices_are_in_the_results_and_told(plan, tmp_path):
     assert results.notices == [said]
     assert said in page_of(results, tmp_path / "grid")
     assert said in told(results)
+
+
+def test_probes_in_the_course_of_a_pretraining_are_drawn_where_there_are_any(plan, tmp_path):
+    folder = tmp_path / "grid"
+    write_report(folder, gather(plan))
+    assert not list((folder / "figures").glob("history-*"))
+    for number, job in enumerate(jobs_of(plan, "pretrain")):
+        lines = [{"step": s, "epoch": s / 2, "loss": 1.0, "probe/hard_top1": number + 0.1 * s} for s in (2, 4)]
+        lines += [{"step": 5, "epoch": 2.5, "loss": 1.0}]
+        (job.run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = gather(plan)
+    assert results.cells[0].probe_curves == {"probe/hard_top1": [(1.0, 0.2), (2.0, 0.4)]}
+    write_report(folder, results)
+    assert [f.name for f in (folder / "figures").glob("history-*.svg")] == ["history-hard-top1.svg"]
+    assert "no hierarchy (n = 2)" in (folder / "figures" / "history-hard-top1.svg").read_text()

@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from codo.jobs.ablate.analysis import Analysis
-from codo.jobs.ablate.report.probes import PROBE, by_pretraining, chance_of, drawn_probes
+from codo.jobs.ablate.report.probes import PROBE, by_pretraining, chance_of, drawn_probes, headlines
 from codo.jobs.ablate.report.words import difference, families, seeds
 from codo.jobs.ablate.results import Results
 from codo.jobs.ablate.statistics import Comparison, value_of
@@ -111,7 +111,7 @@ def draw(results: Results, analyses: Sequence[Analysis]) -> list[Picture]:
             pictures += _differences(results, a, f"differences-{slug}{part if part > 'a' else ''}", heading, family)
         pictures += _curves(results, a.protocol, f"curves-{slug}")
         pictures += _errors(results, a.protocol, f"errors-{slug}")
-    return [*pictures, *_loss(results), *_probes(results)]
+    return [*pictures, *_loss(results), *_probe_curves(results), *_probes(results)]
 
 
 @contextmanager
@@ -183,6 +183,24 @@ def _loss(results: Results) -> list[Picture]:
         return []
     alt = "Loss over the pretraining's steps: the mean over seeds of each row, and a band from least to most."
     return [Picture("loss", "loss", "Pretraining loss", alt, figure)]
+
+
+def _probe_curves(results: Results) -> list[Picture]:
+    """Draw the probes in the course of the pretraining, where they were measured."""
+    cells = {(c.row, c.seed): c for c in reversed(results.cells) if c.probe_curves}
+    names = list(dict.fromkeys(name for cell in cells.values() for name in cell.probe_curves))
+    pictures = []
+    for probe in headlines(names):
+        title = probe.removeprefix(PROBE)
+        curves = {
+            row.name: [dict(cell.probe_curves.get(probe, [])) for (name, _), cell in cells.items() if name == row.name]
+            for row in results.rows
+        }
+        figure = _bands(results, curves, "epochs of pretraining", title)
+        if figure is not None:
+            alt = f"{title} over the pretraining's epochs: the mean over seeds of each row, and a band, least to most."
+            pictures.append(Picture(f"history-{_slug(title)}", "loss", f"{title}, of fewer images", alt, figure))
+    return pictures
 
 
 def _bands(

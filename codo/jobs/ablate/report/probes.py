@@ -49,7 +49,11 @@ def probe_names(results: Results) -> list[str]:
 
 def drawn_probes(results: Results) -> list[str]:
     """Choose the probes that are drawn: all of a few, else those of `HEADLINE`."""
-    names = probe_names(results)
+    return headlines(probe_names(results))
+
+
+def headlines(names: list[str]) -> list[str]:
+    """Choose among probes: all of a few, else those of `HEADLINE`."""
     if len(names) <= len(HEADLINE):
         return names
     return [name for name in (f"{PROBE}{short}" for short in HEADLINE) if name in names] or names[: len(HEADLINE)]
