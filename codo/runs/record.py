@@ -156,8 +156,8 @@ class RunFolder:
             raise CodoError(f"cannot read {self.path / name}: {error}") from error
 
 
-def environment(fingerprint: str, data: dict[str, Any], hardware: Hardware) -> dict[str, Any]:
-    """Describe what a run depends on besides its config."""
+def environment(fingerprint: str, data: dict[str, Any], hardware: Hardware | None) -> dict[str, Any]:
+    """Describe what a run depends on besides its config; without hardware for what computes nothing itself."""
     return {
         "fingerprint": fingerprint,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -169,7 +169,7 @@ def environment(fingerprint: str, data: dict[str, Any], hardware: Hardware) -> d
         "platform": platform.platform(),
         "processor": processor(),
         "cores": os.cpu_count(),
-        "hardware": hardware.describe(),
+        **({} if hardware is None else {"hardware": hardware.describe()}),
         "data": data,
     }
 

@@ -10,19 +10,19 @@ from os.path import relpath
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from codo.errors import CodoError
-from codo.jobs.ablate.jobs import digest
+from codo.jobs.ablate.jobs import JobFolder, digest
+from codo.jobs.ablate.places import shell, without_places
 from codo.jobs.ablate.plan import CellKey, CellPlan, Plan
-from codo.jobs.ablate.results import Cell, Point, Results, Row
+from codo.jobs.ablate.results import Cell, Point, Probed, Results, Row
 from codo.jobs.pretrain.preview import preview
 from codo.jobs.transfer.curve import curve_area
-from codo.runs.hardware import Hardware
 from codo.runs.record import RunFolder, environment
 
 LOSS_POINTS = 200
 SHEET_ROWS = 4
+NEW = "NEW-FOLDER"
+"""Stands for the output of a command, which may not be there yet."""
 
 
 def collect(plan: Plan, folder: Path, failures: dict[str, str], command: str) -> Results:
@@ -35,22 +35,35 @@ def collect(plan: Plan, folder: Path, failures: dict[str, str], command: str) ->
         command: that makes the grid again.
     """
     grid = plan.grid
-    run = grid.rows[0].pretrain.run
-    hardware = Hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu"), "fp32", 0, int(run.threads))
     names = sorted(plan.jobs)
     return Results(
         title=grid.file.title,
         question=grid.file.question,
         design=grid.file.design,
         reference=grid.reference,
-        rows=[Row(name=row.name, changes=row.changes, factors=row.plan.factors) for row in grid.rows],
+        base=next((row.name for row in grid.rows if row.changes == {}), None),
+        rows=[Row(name=row.name, changes=_tidy(row.changes), factors=row.plan.factors) for row in grid.rows],
         protocols=list(grid.file.transfer),
         seeds=list(grid.file.seeds),
         metric=grid.file.metric,
         cells=[_cell(plan, key, cell, folder, failures) for key, cell in plan.cells.items()],
-        environment=_plain(environment(digest(names), {"store": relpath(plan.store.path, folder)}, hardware)),
-        command=command,
+        environment=_environment(digest(names), relpath(plan.store.path, folder)) | {"hardware": hardware_of(plan)},
+        notices=[without_places(notice) for notice in plan.notices],
+        samples={row: file for row, (file, _) in _sheets(plan).items() if (folder / file).is_file()},
+        command=shell([without_places(word) for word in shlex.split(command)]),
     )
+
+
+def hardware_of(plan: Plan) -> dict[str, list[str]]:
+    """Collect what the finished jobs ran on, as their run folders say: kind of job -> all that differ, sorted."""
+    found: dict[str, set[str]] = {}
+    for name in plan.jobs:
+        job = plan.store.folder(name)
+        if job.done and (job.run / "environment.json").is_file():  # a probe has none
+            now = RunFolder(job.run).environment()
+            parts = [now, *now.get("earlier", [])]  # a run that was resumed may have moved
+            found.setdefault(job.kind, set()).update(part["hardware"] for part in parts if "hardware" in part)
+    return {kind: sorted(names) for kind, names in sorted(found.items())}
 
 
 def draw_samples(plan: Plan, folder: Path) -> dict[str, str]:
@@ -61,30 +74,35 @@ def draw_samples(plan: Plan, folder: Path) -> dict[str, str]:
     """
     drawn: dict[str, str] = {}
     (folder / "samples").mkdir(parents=True, exist_ok=True)
-    for row in plan.grid.rows:
-        names = [c.pretrain for k, c in plan.cells.items() if k.row == row.name and c.pretrain is not None]
-        if not names:
-            continue
-        slug = re.sub(r"[^a-z0-9]+", "-", row.name.lower()).strip("-") or "row"
-        name = f"samples/{slug}-{names[0][-16:-8]}.png"
-        config = plan.jobs[names[0]].settings if names[0] in plan.jobs else None
+    for row, (name, job) in _sheets(plan).items():
+        config = plan.jobs[job].settings if job in plan.jobs else None
         with contextlib.suppress(CodoError):  # a sheet is an extra: the results stand without it
             if not (folder / name).is_file() and config is not None:
                 preview(config, SHEET_ROWS, folder / name)  # type: ignore[arg-type]  # a pretraining's settings
-            drawn[row.name] = name
+            drawn[row] = name
     return drawn
+
+
+def _sheets(plan: Plan) -> dict[str, tuple[str, str]]:
+    """Name the contact sheet of each pretrained row, and the pretraining that it is of: row -> file, job."""
+    found: dict[str, tuple[str, str]] = {}
+    for key, cell in plan.cells.items():
+        if cell.pretrain is not None and key.row not in found:
+            slug = re.sub(r"[^a-z0-9]+", "-", key.row.lower()).strip("-") or "row"
+            found[key.row] = f"samples/{slug}-{cell.pretrain[-16:-8]}.png", cell.pretrain
+    return found
 
 
 def _cell(plan: Plan, key: CellKey, cell: CellPlan, folder: Path, failures: dict[str, str]) -> Cell:
     jobs = {name.partition("-")[0]: plan.store.folder(name) for name in cell.jobs()}
-    commands = [shlex.join(["codo", *_relative(job.command(), folder)]) for job in jobs.values()]
     found: dict[str, Any] = {
         **key._asdict(),
         "status": "missing",
-        "commands": commands,
+        "commands": [command_of(job, plan.grid.file.processes) for job in jobs.values()],
         "folders": {kind: relpath(job.run, folder) for kind, job in jobs.items() if kind != "probe"},
     }
-    failed = [failures[name] for name in cell.jobs() if name in failures and not name.startswith("probe")]
+    found["failures"] = {kind: without_places(failures[job.name]) for kind, job in jobs.items() if job.name in failures}
+    failed = [why for kind, why in found["failures"].items() if kind != "probe"]
     if failed:
         found |= {"status": "failed", "failure": failed[0]}
     fingerprints, seconds, metrics = {}, {}, {}
@@ -92,11 +110,18 @@ def _cell(plan: Plan, key: CellKey, cell: CellPlan, folder: Path, failures: dict
         summary = jobs["pretrain"].summary()
         fingerprints["pretrain"], seconds["pretrain"] = summary["fingerprint"], summary["seconds"]
         found["loss"] = loss_curve(jobs["pretrain"].run)
+        found["probe_curves"] = probe_curves(jobs["pretrain"].run)
     if "probe" in jobs and jobs["probe"].done:
-        asked = plan.grid.file.probes
-        for name, value in _numbers(jobs["probe"].summary()["probes"]).items():
+        asked, summary = plan.grid.file.probes, jobs["probe"].summary()
+        for name, value in _numbers(summary["probes"]).items():
             if isinstance(asked, bool) or name in asked:
                 metrics[f"probe/{name}"] = value
+        chance = _numbers(summary.get("chance") or {})
+        found["probed"] = Probed(
+            held_out=summary.get("held_out"),
+            images=(summary.get("settings") or {}).get("images") or "",
+            chance={f"probe/{n}": v for n, v in chance.items() if v is not None and f"probe/{n}" in metrics},
+        )
     if jobs["transfer"].done:
         summary = jobs["transfer"].summary()
         curve = [Point(step=p["step"], epoch=p["epoch"], AP=p["AP"]) for p in summary["curve"]]
@@ -116,15 +141,39 @@ def loss_curve(run: Path) -> list[tuple[int, float]]:
     return points[::-1][::every][::-1]  # the last one is kept
 
 
+def probe_curves(run: Path) -> dict[str, list[tuple[float, float]]]:
+    """Read what the probes measured in the course of a pretraining: `probe/NAME` -> epoch, value."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for record in RunFolder(run).metrics():
+        for name, value in record.items():
+            if name.startswith("probe/") and value is not None:
+                found.setdefault(name, []).append((record["epoch"], value))
+    return found
+
+
 def _numbers(tree: dict[str, Any]) -> dict[str, float | None]:
     return {k: v for k, v in tree.items() if v is None or (isinstance(v, int | float) and not isinstance(v, bool))}
 
 
-def _relative(words: list[str], folder: Path) -> list[str]:
-    """Write paths of the store from the output folder."""
-    out = folder.parent.absolute()
-    return [relpath(word, out) if str(Path(word).absolute()).startswith(f"{out}/") else word for word in words]
+def command_of(job: JobFolder, processes: int) -> str:
+    """Compose the command that makes a job anew, beside the one that was made."""
+    words = job.command()
+    words[words.index("--out") + 1] = NEW if job.kind != "probe" else f"{NEW}/probe.json"
+    several = processes > 1 and job.kind != "probe"
+    start = ["torchrun", "--standalone", "--nproc-per-node", str(processes), "-m", "codo.cli"] if several else ["codo"]
+    return shell([*start, *map(without_places, words)])
 
 
-def _plain(tree: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(tree, default=str))
+def _tidy(value: Any) -> Any:
+    """Leave out the places of this machine, at any depth."""
+    if isinstance(value, dict):
+        return {key: _tidy(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_tidy(inner) for inner in value]
+    return without_places(value) if isinstance(value, str) else value
+
+
+def _environment(fingerprint: str, store: str) -> dict[str, Any]:
+    """Describe the machine, without the command, which has its own place."""
+    found = environment(fingerprint, {"store": store}, None)
+    return json.loads(json.dumps({name: value for name, value in found.items() if name != "command"}, default=str))

@@ -41,6 +41,20 @@ class Point(_Record):
     AP: float | None
 
 
+class Probed(_Record):
+    """What the probes of a pretraining looked at.
+
+    Attributes:
+        held_out: whether the pretraining saw none of the images; None where that is not on record.
+        images: the same where the images are; empty where that is not on record.
+        chance: `probe/NAME` -> what an embedding that knows nothing has.
+    """
+
+    held_out: bool | None = None
+    images: str = ""
+    chance: dict[str, float] = {}
+
+
 class Cell(_Record):
     """One row, protocol and seed.
 
@@ -51,9 +65,12 @@ class Cell(_Record):
         curve: AP in the course of the transfer.
         errors: TIDE's breakdown, kind of error -> AP50 that mending it would add.
         loss: step -> loss of the pretraining, thinned; empty for `weights: none`.
+        probe_curves: `probe/NAME` -> epoch, value in the course of the pretraining, by `run.probe_every`.
         failure: the last line of what went wrong; None unless failed.
+        failures: kind of job -> what went wrong with it; a probe may fail in a cell that is done.
+        probed: what the probes looked at; None without.
         folders: `pretrain`, `transfer`: the run folders, relative to the grid's.
-        commands: the commands that make this cell, in order.
+        commands: the commands that make this cell anew, in order; for where the grid was run, see `command`.
         fingerprints: `pretrain`, `transfer`: as the run folders name them.
         seconds: `pretrain`, `transfer`: time taken.
     """
@@ -66,7 +83,10 @@ class Cell(_Record):
     curve: list[Point] = []
     errors: dict[str, float] = {}
     loss: list[tuple[int, float]] = []
+    probe_curves: dict[str, list[tuple[float, float]]] = {}
     failure: str | None = None
+    failures: dict[str, str] = {}
+    probed: Probed | None = None
     folders: dict[str, str] = {}
     commands: list[str] = []
     fingerprints: dict[str, str] = {}
@@ -81,13 +101,16 @@ class Results(_Record):
         question: what it asks, in a sentence; may be empty.
         design: `one_at_a_time`, `ladder`, `factorial` or `rows`.
         reference: the row that the others are compared to.
+        base: the row of the grid's base, which the changes of the others are against; None where it is no row.
         rows: in the grid's order.
         protocols: names, in the grid's order.
         seeds: in the grid's order.
         metric: the one that decides: `AP` or `curve_area`.
         cells: one for each row, protocol and seed, those that are missing too.
-        environment: versions, hardware, git state of the machine that collected them.
-        command: what makes the grid again.
+        environment: versions and git state of the machine that collected them; `hardware` is that of the finished jobs,
+            kind of job -> all that they name.
+        command: what makes the grid again; paths are relative to where it was run, `PATH/NAME` lies elsewhere.
+        notices: what the plan told: jobs of another version of the code, data that changed.
         samples: row -> file of its contact sheet (PNG), relative to the grid's folder; may lack rows.
     """
 
@@ -95,6 +118,7 @@ class Results(_Record):
     question: str = ""
     design: str
     reference: str
+    base: str | None = None
     rows: list[Row]
     protocols: list[str]
     seeds: list[int]
@@ -102,6 +126,7 @@ class Results(_Record):
     cells: list[Cell]
     environment: dict[str, Any] = {}
     command: str = ""
+    notices: list[str] = []
     samples: dict[str, str] = {}
 
     def cell(self, row: str, protocol: str, seed: int) -> Cell:

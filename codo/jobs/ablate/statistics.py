@@ -60,6 +60,11 @@ class Spread:
         return len(self.values)
 
     @property
+    def short_count(self) -> str:
+        """Say how many seeds there are, of how many: `5`, or `2 of 3`."""
+        return f"{self.n} of {self.n + len(self.absent)}" if self.absent else str(self.n)
+
+    @property
     def count(self) -> str:
         """Say how many seeds there are and which are not: `5`, or `2 of 3: seed 1 failed`."""
         if not self.absent:

@@ -110,6 +110,7 @@ def make_results(seeds: int = 5) -> Results:
         question="What is each component worth, on playing cards and on blood cells?",
         design="one_at_a_time",
         reference="codo",
+        base="codo",
         rows=[Row(name=name, changes=changes) for name, changes in CHANGES.items()],
         protocols=list(bases),
         seeds=list(range(seeds)),

@@ -16,9 +16,10 @@ from rich.console import Console
 from codo.errors import CodoError
 from codo.jobs.ablate.analysis import analyse
 from codo.jobs.ablate.report import FILES, terminal_table, write_report
+from codo.jobs.ablate.report.probes import HEADLINE
 from codo.jobs.ablate.report.tables import cells_csv, comparisons_csv, latex, latex_escape, markdown
-from codo.jobs.ablate.report.words import sentence
-from codo.jobs.ablate.results import Cell, Results
+from codo.jobs.ablate.report.words import design_note, sentence
+from codo.jobs.ablate.results import Cell, Probed, Results
 from tests.jobs.ablate.synthetic import draw_samples, make_factorial, make_results
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -312,3 +313,78 @@ def test_cells_csv_without_metrics():
     results = make_results(seeds=1)
     results.cells = [Cell(row="codo", protocol=results.protocols[0], seed=0, status="missing")]
     assert cells_csv(results).splitlines()[0] == "row,protocol,seed,status,failure"
+
+
+def test_means_over_fewer_seeds_say_so(tmp_path):
+    results = make_results(seeds=3)
+    results.protocols, results.rows = results.protocols[:1], results.rows[:4]
+    names = [row.name for row in results.rows]
+    results.cells = [c for c in results.cells if c.row in names and c.protocol == results.protocols[0]]
+    write_report(tmp_path, results)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    metrics = html[html.index("Other metrics") : html.index('<section id="curves"')]
+    assert metrics.count("(n = 2 of 3)") == 3, "AP50, AP75 and the area; APs is undefined everywhere"
+    times = html[html.index("epochs to") : html.index('<section id="errors"')]
+    assert times.count('<td class="n">2 of 3</td>') == 1
+    errors = html[html.index("In numbers, ") : html.index('<section id="pretraining"')]
+    assert errors.count('<td class="n">2 of 3</td>') == 1
+    probes = html[html.index('<section id="pretraining"') : html.index('<section id="rows"')]
+    assert probes.count("(n = 2 of 3)") == 6, "five probes, and the loss"
+    for name in ("errors-1", "curves-1"):
+        drawn = next((tmp_path / "figures").glob(f"{name}*.svg")).read_text()
+        assert "no hierarchy (n = 2 of 3)" in drawn
+        assert "codo (n = 3)" in drawn
+
+
+def test_of_many_probes_the_headlines_are_drawn_and_all_are_in_a_table_a_representation(tmp_path):
+    results = make_results(seeds=2)
+    results.protocols, results.rows = results.protocols[:1], results.rows[:2]
+    results.cells = [c for c in results.cells if c.row in ("codo", "no background")]
+    measures = ["hard_top1", "hard_map", "view_hard_top1", "variance_ratio", "box_slope", "effective_rank", "knn"]
+    names = [f"{place}{name}" for place in ("", "c4/", "box_head/") for name in measures]
+    chance = {"probe/hard_top1": 0.0625, "probe/variance_ratio": 7.0}
+    for cell in results.cells:
+        cell.metrics = {"AP": 1.0} | {f"probe/{name}": 0.25 + 0.1 * cell.seed for name in names}
+        cell.probed = Probed(held_out=True, images="a", chance=chance)
+    write_report(tmp_path, results)
+    drawn = {path.stem for path in (tmp_path / "figures").glob("probe-*.svg")}
+    assert drawn == {f"probe-{name.replace('_', '-').replace('/', '-')}" for name in HEADLINE}
+    assert "dotted: chance, 0.0625" in (tmp_path / "figures" / "probe-hard-top1.svg").read_text()
+    assert "chance: 7" in (tmp_path / "figures" / "probe-variance-ratio.svg").read_text(), "too far for a line"
+    assert "chance" not in (tmp_path / "figures" / "probe-knn.svg").read_text()
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    Page(html)
+    tables = [t for t in html.split("<table")[1:] if 'class="still"' in t]
+    assert ["backbone:" in tables[0], "c4:" in tables[1], "box_head:" in tables[2], len(tables)] == [True] * 3 + [3]
+    assert all(t.count("<tr>") == 1 + len(measures) for t in tables)
+    assert '<th scope="row">hard_top1</th><td class="n">0.062</td><td class="n">0.300 ± 0.071</td>' in tables[0]
+    assert "chance" not in tables[1]
+
+
+def test_the_note_is_true_of_the_reference():
+    results = make_results(seeds=1)
+    assert design_note(results).startswith("Each row is codo with one thing changed. A row left of zero")
+    assert design_note(results).endswith("Not pretrained: not pretrained.")
+    results.reference = "no jitter"
+    assert design_note(results).startswith(
+        "Each row is codo with one thing changed; the rows are compared to no jitter."
+    )
+    results.base = None
+    assert design_note(results).startswith("Each row is the grid's base with one thing changed; the rows are compared")
+    results.design = "ladder"
+    assert "all the steps" not in design_note(results)
+    results.base = results.reference
+    assert "what all the steps to there are worth" in design_note(results)
+
+
+def test_names_that_begin_as_a_list_does_are_no_list_in_markdown():
+    results = make_results(seeds=3)
+    results.design, results.protocols = "ladder", results.protocols[:1]
+    names = {"codo": "+ alignment", "no background": "- jitter", "no alignment": "1. first", "no hierarchy": "0.5 x"}
+    results.rows = [r.model_copy(update={"name": names[r.name]}) for r in results.rows[:4]]
+    results.cells = [c.model_copy(update={"row": names[c.row]}) for c in results.cells if c.row in names]
+    results.reference = "+ alignment"
+    text = markdown(results, [analyse(results, p) for p in results.protocols])
+    for line in (r"- \- jitter, against + alignment: ", r"- 1\. first, against - jitter: ", r"| \+ alignment |"):
+        assert line in text, line
+    assert not re.search(r"^- ([-+]|\d+[.)]) ", text, re.MULTILINE)

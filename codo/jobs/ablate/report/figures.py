@@ -24,8 +24,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from codo.jobs.ablate.analysis import Analysis
-from codo.jobs.ablate.report.words import difference, families
-from codo.jobs.ablate.results import Cell, Results
+from codo.jobs.ablate.report.probes import PROBE, by_pretraining, chance_of, drawn_probes, headlines
+from codo.jobs.ablate.report.words import difference, families, seeds
+from codo.jobs.ablate.results import Results
 from codo.jobs.ablate.statistics import Comparison, value_of
 from codo.runs.files import atomic_path, write_text
 
@@ -110,22 +111,7 @@ def draw(results: Results, analyses: Sequence[Analysis]) -> list[Picture]:
             pictures += _differences(results, a, f"differences-{slug}{part if part > 'a' else ''}", heading, family)
         pictures += _curves(results, a.protocol, f"curves-{slug}")
         pictures += _errors(results, a.protocol, f"errors-{slug}")
-    return [*pictures, *_loss(results), *_probes(results)]
-
-
-def by_pretraining(results: Results) -> dict[tuple[str, int], Cell]:
-    """Find a cell with probes for each row and seed: protocols share them, and they stand if the transfer does not."""
-    found: dict[tuple[str, int], Cell] = {}
-    for cell in results.cells:
-        if any(name.startswith("probe/") for name in cell.metrics):
-            found.setdefault((cell.row, cell.seed), cell.model_copy(update={"status": "done"}))
-    return found
-
-
-def probe_names(results: Results) -> list[str]:
-    """Name the probes, in the order they come in."""
-    names = (name for cell in results.cells for name in cell.metrics if name.startswith("probe/"))
-    return list(dict.fromkeys(names))
+    return [*pictures, *_loss(results), *_probe_curves(results), *_probes(results)]
 
 
 @contextmanager
@@ -199,15 +185,33 @@ def _loss(results: Results) -> list[Picture]:
     return [Picture("loss", "loss", "Pretraining loss", alt, figure)]
 
 
+def _probe_curves(results: Results) -> list[Picture]:
+    """Draw the probes in the course of the pretraining, where they were measured."""
+    cells = {(c.row, c.seed): c for c in reversed(results.cells) if c.probe_curves}
+    names = list(dict.fromkeys(name for cell in cells.values() for name in cell.probe_curves))
+    pictures = []
+    for probe in headlines(names):
+        title = probe.removeprefix(PROBE)
+        curves = {
+            row.name: [dict(cell.probe_curves.get(probe, [])) for (name, _), cell in cells.items() if name == row.name]
+            for row in results.rows
+        }
+        figure = _bands(results, curves, "epochs of pretraining", title)
+        if figure is not None:
+            alt = f"{title} over the pretraining's epochs: the mean over seeds of each row, and a band, least to most."
+            pictures.append(Picture(f"history-{_slug(title)}", "loss", f"{title}, of fewer images", alt, figure))
+    return pictures
+
+
 def _bands(
     results: Results, curves: dict[str, list[dict[float, float]]], x_label: str, y_label: str, markers: bool = True
 ) -> Figure | None:
     """Draw a line a row, the mean over its seeds, with a band from least to most; None if there is nothing."""
     with _axes(height=3.7) as (figure, axes):
         drawn = []
-        for row, seeds in curves.items():
+        for row, found in curves.items():
             at: dict[float, list[float]] = defaultdict(list)
-            for seed in seeds:
+            for seed in found:
                 for x, y in seed.items():
                     at[x].append(y)
             most = max(map(len, at.values()), default=0)
@@ -219,7 +223,11 @@ def _bands(
                 look["marker"] = ""
             means = [float(np.mean(at[x])) for x in xs]
             drawn += axes.plot(
-                xs, means, label=_label(f"{row} (n = {most})"), zorder=3 if row == results.reference else 2, **look
+                xs,
+                means,
+                label=_label(row, seeds(most, len(results.seeds))),
+                zorder=3 if row == results.reference else 2,
+                **look,
             )
             axes.fill_between(
                 xs, [min(at[x]) for x in xs], [max(at[x]) for x in xs], color=look["color"], alpha=0.13, lw=0
@@ -232,7 +240,7 @@ def _bands(
 
 
 def _errors(results: Results, protocol: str, name: str) -> list[Picture]:
-    means = error_means(results, protocol)
+    means, counts = error_means(results, protocol), error_counts(results, protocol)
     kinds = list(dict.fromkeys(kind for row in means.values() for kind in row))
     if not kinds:
         return []
@@ -242,9 +250,9 @@ def _errors(results: Results, protocol: str, name: str) -> list[Picture]:
             shift = (i - (len(means) - 1) / 2) * 0.6 / max(len(means), 1)
             known = [k for k in kinds if k in values]
             look = _look(results, row) | {"ls": ""}
-            drawn += axes.plot(
-                [values[k] for k in known], [kinds.index(k) + shift for k in known], label=_label(row), **look
-            )
+            label = _label(row, seeds(counts[row], len(results.seeds)))
+            heights = [kinds.index(k) + shift for k in known]
+            drawn += axes.plot([values[k] for k in known], heights, label=label, **look)
         axes.set_yticks(range(len(kinds)), kinds)
         axes.set_ylim(len(kinds) - 0.5, -0.5)
         axes.set_xlim(left=0)
@@ -267,10 +275,16 @@ def error_means(results: Results, protocol: str) -> dict[str, dict[str, float]]:
     return {row: {kind: float(np.mean(v)) for kind, v in kinds.items()} for row, kinds in found.items()}
 
 
+def error_counts(results: Results, protocol: str) -> dict[str, int]:
+    """Count the seeds behind each row of `error_means`."""
+    cells = [c for c in results.cells if (c.protocol, c.status) == (protocol, "done") and c.errors]
+    return {row.name: n for row in results.rows if (n := sum(c.row == row.name for c in cells))}
+
+
 def _probes(results: Results) -> list[Picture]:
     cells = by_pretraining(results)
     pictures = []
-    for probe in probe_names(results):
+    for probe in drawn_probes(results):
         rows = [row.name for row in results.rows]
         values = {
             row: [v for (name, _), c in cells.items() if name == row and (v := value_of(c, probe)) is not None]
@@ -279,24 +293,31 @@ def _probes(results: Results) -> list[Picture]:
         rows = [row for row in rows if values[row]]
         if not rows:
             continue
-        title = probe.removeprefix("probe/")
-        with _axes(3.7, 0.8 + 0.25 * len(rows)) as (figure, axes):
+        title, chance = probe.removeprefix(PROBE), chance_of(results, probe)
+        every = [v for row in rows for v in values[row]]
+        reach = 4 * (max(every) - min(every))  # farther away, the line would press the rows into one
+        near = chance is not None and min(every) - reach <= chance <= max(every) + reach
+        with _axes(3.7, 0.95 + 0.25 * len(rows)) as (figure, axes):
+            if chance is not None and near:
+                axes.axvline(chance, color=INK, lw=0.8, ls=":")
             for y, row in enumerate(rows):
                 look = _look(results, row)
                 axes.plot(values[row], [y] * len(values[row]), "o", color=look["color"], alpha=0.35, ms=3, mew=0)
                 axes.plot([np.mean(values[row])], [y], look["marker"], color=look["color"], ms=6)
             axes.set_yticks(range(len(rows)), [_label(row) for row in rows])
             axes.set_ylim(len(rows) - 0.5, -0.5)
-            axes.set_xlabel(title)
+            said = "" if chance is None else f"\ndotted: chance, {chance:.3g}" if near else f"\nchance: {chance:.3g}"
+            axes.set_xlabel(title + said)
             axes.locator_params(axis="x", nbins=5)
         alt = f"{title} of the pretrained embeddings: each seed a dot, the mean a marker, a line a row."
+        alt += "" if chance is None else f" Chance is {chance:.3g}."
         pictures.append(Picture(f"probe-{_slug(title)}", "probes", "", alt, figure))
     return pictures
 
 
-def _label(text: str) -> str:
-    """Shorten a label; matplotlib hides those that begin with an underscore."""
-    text = text if len(text) <= 34 else f"{text[:32]}…"
+def _label(text: str, count: str = "") -> str:
+    """Shorten a label, and add the seeds; matplotlib hides those that begin with an underscore."""
+    text = (text if len(text) <= 34 else f"{text[:32]}…") + (f" ({count})" if count else "")
     return f" {text}" if text.startswith("_") else text
 
 

@@ -18,7 +18,8 @@ from PIL import Image
 from codo.errors import CodoError
 from codo.jobs.ablate.analysis import Analysis
 from codo.jobs.ablate.report import words
-from codo.jobs.ablate.report.figures import SECTIONS, Picture, by_pretraining, error_means, probe_names
+from codo.jobs.ablate.report.figures import SECTIONS, Picture, error_counts, error_means
+from codo.jobs.ablate.report.probes import probe_tables
 from codo.jobs.ablate.report.tables import metric_rows
 from codo.jobs.ablate.results import Cell, Results
 from codo.jobs.ablate.statistics import Comparison, spread
@@ -50,14 +51,20 @@ def render(folder: Path, results: Results, analyses: Sequence[Analysis], picture
             tables=[metric_rows(results, a) for a in analyses],
             extra=[_extra_metrics(results, a.protocol) for a in analyses],
             errors=[error_means(results, a.protocol) for a in analyses],
-            probes=_probe_table(results),
+            error_counts=[error_counts(results, a.protocol) for a in analyses],
+            probes=probe_tables(results),
             samples=[(row, _sample(folder, file)) for row, file in results.samples.items()],
             failures=[c for c in results.cells if c.status == "failed"],
+            probe_failures=words.probe_failures(results),
+            probed=words.probed(results),
             missing=[c for c in results.cells if c.status == "missing"],
             environment=list(_flat(results.environment)),
+            warnings=words.warnings(results),
+            hardware=words.hardware(results),
             note=words.design_note(results),
             how_to_read=words.HOW_TO_READ,
             totals=_totals(results),
+            seeds=words.seeds,
             marks=words.MARKS,
         )
     )
@@ -132,19 +139,7 @@ def _extra_metrics(results: Results, protocol: str) -> dict[str, dict[str, str]]
     chosen = [n for n in names if not n.startswith("probe/") and n != results.metric]
     found = {n: {row.name: spread(results, row.name, protocol, n) for row in results.rows} for n in chosen}
     return {
-        n: {row: words.plus_minus(s) for row, s in rows.items()}
-        for n, rows in found.items()
-        if any(s.n for s in rows.values())
-    }
-
-
-def _probe_table(results: Results) -> dict[str, dict[str, str]]:
-    """Collect probe -> row -> mean and deviation, of the pretrainings."""
-    single = results.model_copy(update={"cells": list(by_pretraining(results).values())})
-    single.cells = [c.model_copy(update={"protocol": ""}) for c in single.cells]
-    found = {n: {row.name: spread(single, row.name, "", n) for row in results.rows} for n in probe_names(results)}
-    return {
-        n.removeprefix("probe/"): {row: words.plus_minus(s, 3) for row, s in rows.items()}
+        n: {row: words.with_count(s) for row, s in rows.items()}
         for n, rows in found.items()
         if any(s.n for s in rows.values())
     }

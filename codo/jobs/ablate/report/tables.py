@@ -19,6 +19,7 @@ from codo.jobs.ablate.report.words import (
     p_value,
     plus_minus,
     sentence,
+    warnings,
 )
 from codo.jobs.ablate.results import Results
 from codo.jobs.ablate.statistics import Comparison, Verdict
@@ -184,6 +185,7 @@ def terminal_table(results: Results, analyses: list[Analysis]) -> RenderableType
             parts += [Text(f"  {MARKS[c.verdict]} {_named(c)}: {sentence(c, results.metric)}") for c in family]
         gaps = {name: s.count for name, s in a.spreads.items() if s.absent}
         parts += [Text(f"  {name}: n = {count}") for name, count in gaps.items()]
+    parts += [Text(f"mind: {line}", "yellow") for line in warnings(results)]
     return Group(*parts)
 
 
@@ -216,6 +218,7 @@ def _verdict(c: Comparison) -> str:
 def _md(text: str) -> str:
     """Escape what means something to Markdown, and to HTML within it."""
     text = re.sub(r"([\\`*_{}\[\]|#])", r"\\\1", " ".join(text.split()))
+    text = re.sub(r"^(\d{0,9})([-+.)])", r"\1\\\2", text)  # a list, where a line begins with it
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 

@@ -27,14 +27,21 @@ MARKS: dict[Verdict, str] = {
 """A sign for each verdict, so that none is told by colour alone."""
 
 DESIGNS = {
-    "one_at_a_time": "Each row is {reference} with one thing changed. A row left of zero is worse than {reference}: "
-    "what it left out, or changed, is worth that much.",
-    "ladder": "Each row adds to the row before. Against {reference} the rows show what all the steps to there are "
-    "worth; against the row before, what the last one is.",
+    "one_at_a_time": "Each row is {base} with one thing changed; the rows are compared to {reference}.",
+    "ladder": "Each row adds to the row before. Against {reference} the rows show how far from it they are; against "
+    "the row before, what the last step is worth.",
     "factorial": "Every combination of the switches. The rows are compared to {reference}; the main effects and "
     "interactions use all rows at once.",
     "rows": "The rows are compared to {reference}.",
 }
+
+FROM_BASE = {
+    "one_at_a_time": "Each row is {reference} with one thing changed. A row left of zero is worse than {reference}: "
+    "what it left out, or changed, is worth that much.",
+    "ladder": "Each row adds to the row before. Against {reference} the rows show what all the steps to there are "
+    "worth; against the row before, what the last one is.",
+}
+"""The same, where the reference is the base."""
 
 HOW_TO_READ = (
     "A difference is taken seed by seed (row less reference, on the seeds that both have) and tested with the paired "
@@ -82,6 +89,21 @@ def plus_minus(values: Spread, digits: int = 2) -> str:
     return number(values.mean, digits) + spread
 
 
+def with_count(values: Spread, digits: int = 2) -> str:
+    """Write mean and standard deviation, and of how many seeds where some are absent."""
+    return plus_minus(values, digits) + (f" (n = {values.short_count})" if values.n and values.absent else "")
+
+
+def seeds(n: int, expected: int) -> str:
+    """Say how many seeds there are, where they are not all.
+
+    Example:
+        >>> seeds(3, 3), seeds(2, 3)
+        ('n = 3', 'n = 2 of 3')
+    """
+    return f"n = {n}" if n == expected else f"n = {n} of {expected}"
+
+
 def interval(low: float | None, high: float | None, digits: int = 2) -> str:
     """Write an interval; empty if there is none."""
     return f"[{number(low, digits)}, {number(high, digits)}]" if low is not None and high is not None else ""
@@ -120,9 +142,60 @@ def more_seeds(c: Comparison) -> str:
     return f"±{c.margin:.2g} AP would take {many}"
 
 
+def probe_failures(results: Results) -> list[tuple[str, int, str]]:
+    """Collect row, seed and reason of the probes that failed, each once, however many protocols share it."""
+    found = {(c.row, c.seed): c.failures["probe"] for c in results.cells if "probe" in c.failures}
+    return [(row, seed, why) for (row, seed), why in found.items()]
+
+
+def probed(results: Results) -> list[str]:
+    """Say where the probes looked at images of the training, and where rows of one seed at different ones."""
+    cells = {(c.row, c.seed): c.probed for c in results.cells if c.probed is not None}
+    said = []
+    trained = ", ".join(f"{row} (seed {seed})" for (row, seed), looked in cells.items() if looked.held_out is False)
+    if trained:
+        said.append(f"Not held out: the pretraining may have seen the images that it is probed on: {trained}.")
+    unlike: dict[str, list[str]] = {}
+    for seed in results.seeds:
+        groups: dict[str, list[str]] = {}
+        for (row, of), looked in cells.items():
+            if of == seed and looked.images:
+                groups.setdefault(looked.images, []).append(row)
+        if len(groups) > 1:
+            unlike.setdefault(" | ".join(", ".join(rows) for rows in groups.values()), []).append(str(seed))
+    for rows, seeds in unlike.items():
+        many = ", ".join(seeds)
+        said.append(f"Not comparable: in seed {many}, rows on either side of | were probed on other images: {rows}.")
+    return said
+
+
+def hardware(results: Results) -> str:
+    """Say what the finished jobs ran on; empty where that is not known."""
+    found = results.environment.get("hardware")
+    names = [n for kind in found.values() if isinstance(kind, list) for n in kind] if isinstance(found, dict) else []
+    return "; ".join(dict.fromkeys(names))
+
+
+def warnings(results: Results) -> list[str]:
+    """Say what a reader should know before any number: the plan's notices, and jobs that ran on different hardware."""
+    found = results.environment.get("hardware")
+    kinds = found.items() if isinstance(found, dict) else ()
+    return results.notices + [
+        f"the {kind} jobs did not run on the same hardware, or not in the same precision: {'; '.join(names)}"
+        for kind, names in kinds
+        if isinstance(names, list) and len(names) > 1
+    ]
+
+
 def design_note(results: Results) -> str:
-    """Explain the design."""
-    return DESIGNS.get(results.design, DESIGNS["rows"]).format(reference=results.reference)
+    """Explain the design, as it is true of this reference."""
+    base, reference = results.base, results.reference
+    text = DESIGNS.get(results.design, DESIGNS["rows"])
+    if base == reference:
+        text = FROM_BASE.get(results.design, text)
+    note = text.format(base=base or "the grid's base", reference=reference)
+    bare = [row.name for row in results.rows if row.changes is None]
+    return note + (f" Not pretrained: {', '.join(bare)}." if bare else "")
 
 
 def families(results: Results, analysis: Analysis) -> list[tuple[str, list[Comparison]]]:
