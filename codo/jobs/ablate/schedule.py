@@ -9,9 +9,10 @@ from pathlib import Path
 from codo.errors import Interrupted
 from codo.jobs.ablate.display import Display
 from codo.jobs.ablate.executors.base import Executor, Task
+from codo.jobs.ablate.failure import exit_code, note_failure
 from codo.jobs.ablate.jobs import Job
 from codo.jobs.ablate.plan import Plan
-from codo.jobs.ablate.work import POLL_SECONDS, note_failure
+from codo.jobs.ablate.work import POLL_SECONDS
 from codo.runs.console import duration
 from codo.runs.interrupt import StopRequest
 
@@ -113,6 +114,7 @@ class Schedule:
         failed = False
         for name, code in self.executor.ended():
             folder = self.plan.store.folder(name)
+            code = exit_code(folder, code)
             took = duration(time.monotonic() - self._started[name])
             if folder.done:
                 self.states[name] = "done"

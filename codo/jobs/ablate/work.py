@@ -16,7 +16,6 @@ import yaml
 import codo
 from codo.jobs.ablate.jobs import JobFolder
 from codo.jobs.ablate.lock import Held, Lock
-from codo.runs.files import write_json
 from codo.runs.interrupt import StopRequest
 
 POLL_SECONDS = 0.2
@@ -121,31 +120,6 @@ class Work:
             return Lock(self.folder)
         except Held:
             return None
-
-
-def note_failure(folder: JobFolder, code: int) -> str:
-    """Say in a line why a job ended without a result, and write failed.json unless it was killed from outside.
-
-    Args:
-        folder: of the job.
-        code: exit code of its process; minus a signal's number.
-    """
-    if code < 0:
-        return f"killed by signal {-code}{' (out of memory?)' if code == -9 else ''}; it goes on when it is run again"
-    message = last_line(folder.path / "log.txt") or f"exit code {code}, no message"
-    write_json(folder.path / "failed.json", {"message": message, "code": code, "time": time.strftime("%Y-%m-%d %H:%M")})
-    return message
-
-
-def last_line(log: Path) -> str:
-    """Find the last line that says something."""
-    try:
-        with open(log, "rb") as file:
-            file.seek(max(0, log.stat().st_size - 8192))
-            lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines()]
-    except OSError:
-        return ""
-    return next((line.removeprefix("Error: ") for line in reversed(lines) if line), "")
 
 
 def progress(folder: JobFolder) -> float | None:

@@ -11,12 +11,12 @@ from rich.console import Console
 from codo.errors import CodoError
 from codo.jobs.ablate.display import Display
 from codo.jobs.ablate.executors import LocalExecutor, Task
+from codo.jobs.ablate.failure import exit_code, last_line, note_failure
 from codo.jobs.ablate.jobs import Store
 from codo.jobs.ablate.plan import make_plan
 from codo.jobs.ablate.resolve import load_grid
 from codo.jobs.ablate.run import make_executor
 from codo.jobs.ablate.schedule import Schedule
-from codo.jobs.ablate.work import last_line, note_failure
 from codo.runs import console
 from tests.jobs.ablate.conftest import BASE
 
@@ -110,6 +110,65 @@ def test_the_last_line_says_why(plan, tmp_path):
     assert note_failure(folder, 2) == "data.foregrounds: gone"
     assert folder.failure["message"] == "data.foregrounds: gone"
     assert last_line(tmp_path / "absent") == ""
+
+
+STARTED = "2026-11-24 23:22:40 codo pretrain\nError: an earlier session's\n\n2026-11-24 23:22:50 codo pretrain\n"
+SENDING = (
+    "W1124 23:22:51.636000 14471 torch/distributed/elastic/multiprocessing/api.py:1028] "
+    "Sending process 14573 closing signal SIGTERM\n"
+)
+FAILED = (
+    "E1124 23:22:51.638000 14471 torch/distributed/elastic/multiprocessing/api.py:1002] "
+    "failed (exitcode: {}) local_rank: 0 (pid: 14570) of binary: /usr/bin/python\nTraceback (most recent call last):\n"
+    '  File "/site-packages/torch/distributed/launcher/api.py", line 386, in launch_agent\n'
+    "    raise ChildFailedError(\n"
+    "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n"
+    "============================================================\ncodo.cli FAILED\n"
+    "------------------------------------------------------------\nFailures:\n[1]:\n"
+    "  rank      : 1 (local_rank: 1)\n  exitcode  : -15 (pid: 14573)  (SIGTERM)\n"
+    "============================================================\n"
+)
+TOLD_TO_STOP = (
+    "W1124 23:23:18.943000 14759 torch/distributed/elastic/agent/server/api.py:753] "
+    "Received 15 death signal, shutting down workers\n" + SENDING + "stopped; go on with: codo pretrain --resume x\n"
+    "Traceback (most recent call last):\n    raise SignalException(...)\n"
+    "torch.distributed.elastic.multiprocessing.api.SignalException: Process 14759 got signal: 15\n"
+)
+"""As torch 2.x logs them, but for most of the traceback."""
+
+
+@pytest.mark.parametrize(
+    ("log", "code", "line"),
+    [
+        ("Error: data.foregrounds: gone\n" + SENDING + FAILED.format(2), 2, "data.foregrounds: gone"),
+        (
+            "[rank0]: Traceback (most recent call last):\n[rank0]: RuntimeError: the loss is NaN\nepoch 1\n"
+            + SENDING
+            + FAILED.format(1),
+            1,
+            "RuntimeError: the loss is NaN",
+        ),
+        ("epoch 1\n" + SENDING + FAILED.format(-9), -9, "epoch 1"),
+        ("stopped; go on\n" + FAILED.format(143), 143, "stopped; go on"),
+        ("epoch 1\n" + TOLD_TO_STOP, 143, "epoch 1"),
+        ("KeyError: 'x'\n", 1, "KeyError: 'x'"),
+    ],
+    ids=["mistake", "traceback", "out of memory", "stopped", "torchrun stopped", "one process"],
+)
+def test_of_several_processes_the_job_says_why_not_torchrun(plan, log, code, line):
+    folder = plan.store.folder(next(iter(plan.jobs)))
+    (folder.path / "log.txt").write_text(STARTED + log)
+    assert (exit_code(folder, 1), last_line(folder.path / "log.txt")) == (code, line)
+    assert exit_code(folder, 0) == 0
+
+
+def test_a_job_of_several_processes_that_was_stopped_goes_on(plan, capsys):
+    for name in plan.jobs:
+        (plan.store.folder(name).path / "log.txt").write_text(STARTED + TOLD_TO_STOP)
+    schedule = Schedule(plan, Pretend(1, {"pretrain": [1, 0]}))
+    schedule.run()
+    assert set(schedule.states.values()) == {"done"}
+    assert "was stopped from outside; it goes on" in capsys.readouterr().err
 
 
 def test_the_table_shows_every_cell(plan, monkeypatch):
