@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
 from codo.config.pretrain import PretrainConfig
 from codo.config.transfer import TransferConfig
-from codo.data.coco import background_paths, data_fingerprint
+from codo.data.coco import data_fingerprint, split_paths
 from codo.data.images import list_images
 from codo.errors import CodoError
 from codo.jobs.ablate.code_version import changed_files, code_files
 from codo.jobs.ablate.jobs import Job, Kind, Store, config_hash, custom_paths, digest
 from codo.jobs.ablate.resolve import PRETRAINED, Grid, ResolvedRow
 from codo.jobs.pretrain.build import check_enough, find_sources
+from codo.jobs.probe.images import find_manifest
 from codo.jobs.transfer.data import load_data
 
 
@@ -148,12 +150,18 @@ class DataHashes:
         return self._known[key]
 
     def of_probes(self) -> str:
-        """Hash the images that the probes look at; those of the built-in sample data have the code's version."""
+        """Hash what the probes look at: images, and labels; the built-in sample data have the code's version."""
         data = self.grid.base.data
-        paths = [] if data.foregrounds is None else list_images(Path(data.foregrounds))
+        paths: list[Path] = []
+        labels = None
+        if data.foregrounds is not None:
+            paths = list_images(Path(data.foregrounds))
+            manifest = find_manifest(Path(data.foregrounds))
+            labels = sha256(manifest.read_bytes()).hexdigest() if manifest is not None else None
         if data.backgrounds is not None:
-            paths = [*paths, *background_paths(Path(data.backgrounds))]
-        return data_fingerprint(paths) if paths else ""
+            root = Path(data.backgrounds)
+            paths = [*paths, *(split_paths(root, "val") or list_images(root))]
+        return digest(data_fingerprint(paths), labels) if paths else ""
 
     def _keys_of(self, message: str, row: ResolvedRow) -> tuple[str | int, ...]:
         for name in ("foregrounds", "backgrounds"):

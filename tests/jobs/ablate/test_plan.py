@@ -110,6 +110,27 @@ def test_a_changed_data_set_is_noticed_and_said(planned, squares, images, tmp_pa
     assert "4 pretrain jobs are run again: the images or annotations changed since" in after.notices[0]
 
 
+def test_probes_are_named_by_the_images_and_labels_that_they_look_at(planned, squares, images, tmp_path):
+    scenes, objects = tmp_path / "scenes", tmp_path / "objects"
+    shutil.copytree(squares, scenes)
+    shutil.copytree(images / "foregrounds", objects)
+    keys = {"probes": True, "data": {"foregrounds": str(objects), "backgrounds": str(scenes)}, "seeds": [0]}
+
+    def probes() -> set[str]:
+        plan = planned(**keys, transfer={"x": TRANSFER | {"data": str(squares)}})
+        return {name for name, job in plan.jobs.items() if job.kind == "probe"}
+
+    seen = [probes()]
+    for change in (
+        lambda: shutil.copy(scenes / "images" / "val_0.png", scenes / "images" / "val_1.png"),
+        lambda: (tmp_path / "manifest.csv").write_text("file,label\na.png,x\n"),
+        lambda: (tmp_path / "manifest.csv").write_text("file,label\na.png,y\n"),
+    ):
+        change()
+        seen.append(probes())
+    assert len(set.union(*seen)) == 4 * 2, "two rows"
+
+
 def test_data_that_is_missing_is_refused_with_its_line(planned, images, squares, tmp_path):
     with pytest.raises(CodoError, match=r"grid.yaml:\d+: data.foregrounds: .*nowhere"):
         planned(data={"foregrounds": str(tmp_path / "nowhere"), "backgrounds": str(squares)})
