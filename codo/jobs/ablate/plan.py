@@ -185,7 +185,8 @@ class _Planner:
         files = self._code("pretrain", config)
         data = self.data.of_pretrain(row)
         where = digest(config.data.model_dump())
-        return self._add(Job("pretrain", config_hash(config), data, digest(files), files, config, where, None, seed))
+        own = self._config_hash(config)
+        return self._add(Job("pretrain", own, data, digest(files), files, config, where, None, seed))
 
     def transfer(self, row: ResolvedRow, protocol: str, seed: int, pretrain: Job | None) -> Job:
         config = row.transfers[protocol].model_copy(update={"seed": seed})
@@ -194,7 +195,7 @@ class _Planner:
             assert config.weights == PRETRAINED
             path = self.plan.store.folder(pretrain.name).run.absolute()
             config = config.model_copy(update={"weights": str(path)})
-        return self._add(self._after("transfer", config_hash(config), data, config, pretrain, seed))
+        return self._add(self._after("transfer", self._config_hash(config), data, config, pretrain, seed))
 
     def probe(self, row: ResolvedRow, seed: int, pretrain: Job | None) -> Job:
         """Plan the probes of a pretraining, or of the untrained encoder; on the same images for every row."""
@@ -212,6 +213,11 @@ class _Planner:
         if config is not None:
             start += ["--config", str((self.plan.store.folder(job.name).path / "config.yaml").absolute())]
         return self._add(replace(job, words=(*start, *words, *places)))
+
+    def _config_hash(self, config: PretrainConfig | TransferConfig) -> str:
+        """Hash a config, and how many processes share its batches: their batch norms, for one, see other images."""
+        processes = self.plan.grid.file.processes
+        return config_hash(config, *([f"processes {processes}"] if processes > 1 else []))
 
     def _after(
         self,

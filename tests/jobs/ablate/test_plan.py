@@ -9,7 +9,7 @@ import pytest
 from codo.errors import CodoError
 from codo.jobs.ablate import plan as planning
 from codo.jobs.ablate.code_version import changed_files, code_files, source_hash
-from codo.jobs.ablate.jobs import Store
+from codo.jobs.ablate.jobs import Store, config_hash
 from codo.jobs.ablate.plan import CellKey, make_plan
 from codo.jobs.ablate.resolve import load_grid
 from tests.jobs.ablate.conftest import TRANSFER
@@ -75,6 +75,14 @@ def test_a_row_that_pastes_nothing_does_not_depend_on_the_backgrounds(planned, s
     key = CellKey("off", "tuned", 0)
     assert base.cells[key] == other.cells[key]
     assert base.cells[CellKey("full", "tuned", 0)] != other.cells[CellKey("full", "tuned", 0)]
+
+
+def test_jobs_of_several_processes_are_others(planned):
+    one, unset, two = planned(processes=1), planned(), planned(processes=2)
+    assert list(one.jobs) == list(unset.jobs)
+    assert not set(one.jobs) & set(two.jobs)
+    job = next(iter(one.jobs.values()))
+    assert job.config == config_hash(job.settings), "names of before stand"
 
 
 def test_changed_code_is_noticed_and_said(planned, monkeypatch):
