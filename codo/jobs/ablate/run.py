@@ -144,9 +144,9 @@ def make_executor(name: str, jobs: int | None, plan: Plan, options: Sequence[str
 
 
 def threads_of(plan: Plan) -> int:
-    """Tell how many threads a process of a job computes with, at most."""
+    """Tell how many threads a process of a job computes with, and loader processes that the grid asks for, at most."""
     runs = [run for row in plan.grid.rows for run in (row.pretrain.run, *(t.run for t in row.transfers.values()))]
-    return max(int(run.threads) for run in runs)
+    return max(int(run.threads) + (0 if run.workers == "auto" else run.workers) for run in runs)
 
 
 def tell_failures(schedule: Schedule) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -11,11 +14,12 @@ from rich.console import Console
 from codo.errors import CodoError
 from codo.jobs.ablate.display import Display
 from codo.jobs.ablate.executors import LocalExecutor, Task
+from codo.jobs.ablate.executors.local import core_shares
 from codo.jobs.ablate.failure import exit_code, last_line, note_failure
 from codo.jobs.ablate.jobs import Store
 from codo.jobs.ablate.plan import make_plan
 from codo.jobs.ablate.resolve import load_grid
-from codo.jobs.ablate.run import make_executor
+from codo.jobs.ablate.run import make_executor, threads_of
 from codo.jobs.ablate.schedule import Schedule
 from codo.runs import console
 from tests.jobs.ablate.conftest import BASE
@@ -217,6 +221,60 @@ def test_a_process_of_this_machine(write_grid, tmp_path):
     assert run_on(LocalExecutor(1, 1), task) == 0
     assert task.folder.done
     assert task.folder.summary()["steps"] == 1
+
+
+class Sleeper:
+    """A process that does nothing."""
+
+    returncode = None
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+
+def test_the_cores_are_divided_among_the_jobs(plan, monkeypatch):
+    held: dict[int, set[int]] = {}
+    pids = iter(range(1000, 1010))
+    where = "codo.jobs.ablate.executors.local"
+    monkeypatch.setattr(f"{where}.available_cores", lambda: 7)
+    monkeypatch.setattr(f"{where}._gpus", list)
+    monkeypatch.setattr(f"{where}.Lock", lambda folder: None)
+    monkeypatch.setattr(f"{where}.start", lambda *given: Sleeper(next(pids)))
+    monkeypatch.setattr(f"{where}.os.sched_getaffinity", lambda pid: set(range(8, 16)), raising=False)
+    monkeypatch.setattr(f"{where}.os.sched_setaffinity", held.__setitem__, raising=False)
+    tasks = [Task(plan.store.folder(name)) for name in plan.jobs]
+    executor = LocalExecutor(3, 1)
+    executor.submit(tasks[:3])
+    assert held == {1000: {8, 9}, 1001: {10, 11}, 1002: {12, 13}}
+    executor._running[tasks[1].name].returncode = 0
+    assert executor.ended() == [(tasks[1].name, 0)]
+    executor.submit(tasks[3:4])
+    assert held[1003] == held[1001], "the share that became free"
+    monkeypatch.delattr(f"{where}.os.sched_setaffinity")
+    assert core_shares(3, 7) == []
+
+
+def test_a_job_sees_its_share_of_the_cores(plan, monkeypatch):
+    if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("there is nothing to divide")
+    look = [sys.executable, "-c", "import os; input(); print(os.sched_getaffinity(0))"]
+    tasks = [Task(plan.store.folder(name)) for name in list(plan.jobs)[:2]]
+    started = [subprocess.Popen(look, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in tasks]
+    waiting = iter(started)
+    monkeypatch.setattr("codo.jobs.ablate.executors.local.start", lambda *given: next(waiting))
+    monkeypatch.setattr("codo.jobs.ablate.executors.local._gpus", list)
+    monkeypatch.setattr("codo.jobs.ablate.executors.local.available_cores", lambda: 2)
+    LocalExecutor(2, 1).submit(tasks)
+    seen = [process.communicate("\n")[0] for process in started]
+    assert len(set(seen)) == 2, "each has another core"
+
+
+def test_loader_processes_take_cores_too(write_grid, tmp_path):
+    base = BASE | {"run": BASE["run"] | {"workers": 3}}
+    assert threads_of(make_plan(load_grid(write_grid(base=base)), Store(tmp_path / "jobs"))) == 4
 
 
 def test_submitit_in_a_process_in_place_of_slurm(write_grid, tmp_path, monkeypatch):

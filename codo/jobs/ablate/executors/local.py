@@ -6,6 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 
@@ -17,11 +18,11 @@ from codo.runs.hardware import available_cores
 
 
 class LocalExecutor:
-    """Runs up to `jobs` processes at a time.
+    """Runs up to `jobs` processes at a time, each on cores of its own where the platform can hold it to them.
 
     Args:
         jobs: None takes one for each GPU, or as many as the cores bear.
-        threads: that each process computes with.
+        threads: that each process computes and loads with.
         processes: of a job, each with a GPU of its own where there are GPUs.
 
     Raises:
@@ -40,6 +41,7 @@ class LocalExecutor:
                 f"--jobs {self.jobs}: of {threads * processes} threads each exceed the {cores} cores of this machine; "
                 f"at most {most}"
             )
+        self._shares = core_shares(self.jobs, cores)
         self._running: dict[str, subprocess.Popen[bytes] | None] = {}  # None: another process is at it
         self._tasks: dict[str, Task] = {}
         self._slots: dict[str, int] = {}
@@ -67,7 +69,11 @@ class LocalExecutor:
             first = self._slots[task.name] * self.processes
             own = [self.gpus[(first + i) % len(self.gpus)] for i in range(self.processes)]
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(own)
-        return start(task.folder, lock, variables, task.processes)
+        process = start(task.folder, lock, variables, task.processes)
+        if self._shares:  # before it has threads and children, which inherit it
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(process.pid, self._shares[self._slots[task.name]])
+        return process
 
     def ended(self) -> list[tuple[str, int]]:
         """List name and exit code of the tasks that ended since the last call."""
@@ -97,6 +103,28 @@ class LocalExecutor:
             for process in processes:
                 process.kill()
             raise
+
+
+def core_shares(jobs: int, cores: int) -> list[set[int]]:
+    """Divide the cores that this process may use.
+
+    Args:
+        jobs: how many shares.
+        cores: how many there are to divide: fewer than this process may use, where its container has a quota.
+
+    Returns:
+        The cores of each job, none in two shares while there are enough; nothing where a process cannot be held to
+        cores.
+
+    Example:
+        >>> [len(share) for share in core_shares(1, 1)] if hasattr(os, "sched_setaffinity") else [1]
+        [1]
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return []
+    own = sorted(os.sched_getaffinity(0))
+    size = max(1, cores // jobs)
+    return [{own[(job * size + i) % len(own)] for i in range(size)} for job in range(jobs)]
 
 
 def _gpus() -> list[str]:
