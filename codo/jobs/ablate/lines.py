@@ -37,9 +37,12 @@ class Source:
         try:
             text = file.read_text(encoding="utf-8")
             node = yaml.compose(text, Loader=yaml.SafeLoader)
+            self._refuse_loops(node, ())
             tree = yaml.safe_load(text)
         except OSError as error:
             raise CodoError(f"cannot read {file}: {error.strerror}") from error
+        except RecursionError:
+            raise CodoError(f"{file}: nested too deeply") from None
         except UnicodeDecodeError as error:
             raise CodoError(f"{file} is not UTF-8 text: {error}") from error
         except yaml.MarkedYAMLError as error:
@@ -66,6 +69,16 @@ class Source:
         """Make an error that names the file, the line and the field."""
         where = f"{dotted(path)}: " if path else ""
         return CodoError(f"{self.file}:{self.line(*path)}: {where}{message}")
+
+    def _refuse_loops(self, node: yaml.Node | None, above: tuple[yaml.Node, ...]) -> None:
+        """Refuse an alias of something that it stands in itself."""
+        if any(node is other for other in above):
+            line = above[-1].start_mark.line + 1
+            raise CodoError(f"{self.file}:{line}: an alias of what it stands in itself")
+        if isinstance(node, yaml.CollectionNode):
+            for item in node.value:
+                for inner in item if isinstance(item, tuple) else (item,):
+                    self._refuse_loops(inner, (*above, node))
 
     def _walk(self, node: yaml.Node, path: Keys) -> Iterator[tuple[Keys, int]]:
         if isinstance(node, yaml.MappingNode):

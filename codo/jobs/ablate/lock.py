@@ -21,6 +21,7 @@ class Lock:
 
     Raises:
         Held: another process holds it.
+        CodoError: it cannot be written, or its file system has no locks.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,6 +36,9 @@ class Lock:
             holder = _read(self.descriptor)
             os.close(self.descriptor)
             raise Held(folder, holder) from None
+        except OSError as error:  # some network file systems have no locks
+            os.close(self.descriptor)
+            raise CodoError(f"cannot lock {folder}: {error.strerror}; choose an --out on another disk") from error
         self.note(os.getpid())
 
     def note(self, pid: int) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from codo.config.transfer import TransferConfig
 from codo.errors import CodoError
 from codo.jobs.ablate.effective import effective, why_inert
 from codo.jobs.ablate.grid import GridFile, read_grid
-from codo.jobs.ablate.lines import Source
+from codo.jobs.ablate.lines import Keys, Source
 from codo.jobs.ablate.rows import (
     SHORT,
     Change,
@@ -106,11 +107,8 @@ class _Base:
         self.file, self.source = file, source
         tree = dict(file.base)
         self.preset, config = tree.pop("preset", None), tree.pop("config", None)
-        if self.preset is not None and self.preset not in PRETRAIN_PRESETS:
-            raise source.error(
-                ("base", "preset"), f"no preset {self.preset!r}; there are {', '.join(PRETRAIN_PRESETS)}"
-            )
-        self.config = Path(config) if config is not None else None
+        _check_preset(self.preset, PRETRAIN_PRESETS, ("base", "preset"), source)
+        self.config = _path(config, ("base", "config"), source) if config is not None else None
         changes = flatten(tree, ("base",), source, PretrainConfig)
         for change in changes:
             refuse_reserved(change, source, ("seed",))
@@ -158,8 +156,7 @@ class _Base:
     def _protocol(self, name: str, tree: dict[str, Any]) -> tuple[str | None, list[Change]]:
         """Read a protocol: its preset, and its fields."""
         preset, keys, source = tree.pop("preset", None), ("transfer", name), self.source
-        if preset is not None and preset not in TRANSFER_PRESETS:
-            raise source.error((*keys, "preset"), f"no preset {preset!r}; there are {', '.join(TRANSFER_PRESETS)}")
+        _check_preset(preset, TRANSFER_PRESETS, (*keys, "preset"), source)
         short = [Change(SHORT[key], tree.pop(key), (*keys, key)) for key in list(tree) if key in SHORT]
         if isinstance(tree.get("data"), str):
             short.append(Change("data.root", tree.pop("data"), (*keys, "data")))
@@ -170,7 +167,9 @@ class _Base:
         if not any(c.field in paths for c in changes) and self.file.data.backgrounds is not None:
             changes.append(Change("data.root", self.file.data.backgrounds, ("data", "backgrounds")))
         return preset, [
-            Change(c.field, str(Path(c.value).absolute()), c.keys) if c.field in paths and c.value else c
+            replace(c, value=str(_path(c.value, c.keys, source).absolute()))
+            if c.field in paths and c.value is not None
+            else c
             for c in changes
         ]
 
@@ -203,6 +202,17 @@ class _Base:
                 raise check_error(error, list(merged.values()), keys, self.source) from None
             found[name] = transfer.model_copy(update={"run": fixed_threads(transfer.run)})
         return found
+
+
+def _check_preset(name: Any, presets: Collection[str], keys: Keys, source: Source) -> None:
+    if name is not None and (not isinstance(name, str) or name not in presets):
+        raise source.error(keys, f"no preset {name!r}; there are {', '.join(presets)}")
+
+
+def _path(value: Any, keys: Keys, source: Source) -> Path:
+    if not isinstance(value, str) or not value:
+        raise source.error(keys, f"a path is expected, not {value!r}")
+    return Path(value)
 
 
 def equal_epochs(base: PretrainConfig, views: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -137,6 +138,15 @@ def test_a_second_ablate_on_the_folder_is_refused_with_who_holds_it(write_grid, 
     with Lock(tmp_path / "out"), pytest.raises(CodoError, match=rf"in use \(host .*, process {os.getpid()}, since 2"):
         ablate(write_grid(), tmp_path / "out")
     Lock(tmp_path / "out").leave()
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
+    def none(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("codo.jobs.ablate.lock.fcntl.flock", none)
+    with pytest.raises(CodoError, match=r"cannot lock .*: No locks available; choose an --out on another disk"):
+        Lock(tmp_path)
 
 
 def test_a_killed_holder_frees_the_folder(tmp_path):

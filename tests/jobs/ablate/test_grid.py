@@ -178,6 +178,16 @@ def test_a_refusal_of_the_base_or_a_protocol_names_its_line(tmp_path):
         ("fraction: 0.5", "fractoin: 5", ":6: transfer.tuned.fractoin: there is no field"),
         ("fraction: 0.5", "weights: x", ":6: transfer.tuned.weights: weights cannot vary"),
         ("seeds: [0, 1]", "seeds: [1, 1]", ":4: seeds: each once"),
+        ("preset: codo-small", "config: 3", ":3: base.config: a path is expected, not 3"),
+        ("preset: codo-small", "config: [a]", ":3: base.config: a path is expected, not ['a']"),
+        ("preset: codo-small", "preset: [a]", ":3: base.preset: no preset ['a']; there are"),
+        ("fraction: 0.5", "preset: [a]", ":6: transfer.tuned.preset: no preset ['a']; there are"),
+        ("fraction: 0.5", "data: {root: 3}", ":6: transfer.tuned.data.root: a path is expected, not 3"),
+        ("fraction: 0.5", "data: {train_json: [x]}", ":6: transfer.tuned.data.train_json: a path is expected"),
+        ("base: {", "base: &b {model: *b, ", ":3: an alias of what it stands in itself"),
+        ("base: {", "base: &b {<<: *b, ", ":3: an alias of what it stands in itself"),
+        ("seeds: [0, 1]", "seeds: &s [0, *s]", ":4: an alias of what it stands in itself"),
+        ("seeds: [0, 1]", "seeds: " + "[" * 5000, ": nested too deeply"),
     ):
         path.write_text(text.replace(before, after))
         with pytest.raises(CodoError) as raised:
