@@ -12,6 +12,7 @@ from codo.errors import CodoError, Interrupted
 from codo.jobs.ablate.collect import collect, draw_samples
 from codo.jobs.ablate.executors import Executor, LocalExecutor
 from codo.jobs.ablate.jobs import Store
+from codo.jobs.ablate.lines import Source
 from codo.jobs.ablate.lock import Lock
 from codo.jobs.ablate.plan import Plan, make_plan
 from codo.jobs.ablate.resolve import Grid, load_grid
@@ -70,7 +71,8 @@ def ablate(
         options: `name=value` for the executor, e.g. `partition=gpu`.
 
     Raises:
-        CodoError: a mistake in the grid, with its line; data that is missing; a folder in use.
+        CodoError: a mistake in the grid, with its line; data that is missing; a folder in use, or with another grid's
+            results.
         Interrupted: after Ctrl-C or SIGTERM, with the jobs' state saved.
 
     Example:
@@ -84,6 +86,7 @@ def ablate(
     loaded = load_grid(path, tuple(seeds) if seeds else None)
     folder = out / path.stem
     with Lock(out):
+        refuse_another(path, folder)
         plan = make_plan(loaded, Store(out / "jobs"), accept_code_change)
         for notice in plan.notices:
             warn(notice)
@@ -110,6 +113,22 @@ def ablate(
 
         write_report(folder, results)
     return AblateResult(folder, results, schedule.failures)
+
+
+def refuse_another(grid: Path, folder: Path) -> None:
+    """Refuse to write a grid's results over those of another whose file has the same name.
+
+    Raises:
+        CodoError: the folder has a grid of another title.
+    """
+    if not (folder / "grid.yaml").is_file():
+        return
+    here, there = (Source(file, expand=False).tree.get("title") for file in (grid, folder / "grid.yaml"))
+    if here != there:
+        raise CodoError(
+            f"{folder} has the results of another grid, titled {there!r}, not {here!r}; rename {grid.name}, choose "
+            "another --out, or delete that folder (the jobs stay)"
+        )
 
 
 def plan_grid(

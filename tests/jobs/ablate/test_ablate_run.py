@@ -134,6 +134,18 @@ def test_fail_fast_ends_at_the_first_failure(write_grid, tmp_path):
     assert "missing" in statuses
 
 
+def test_another_grid_of_the_same_name_is_refused(write_grid, tmp_path):
+    stored = tmp_path / "out" / "grid" / "grid.yaml"
+    stored.parent.mkdir(parents=True)
+    stored.write_text("title: Another\n")
+    with pytest.raises(CodoError, match="has the results of another grid, titled 'Another', not 'Tiny'; rename grid"):
+        ablate(write_grid(), tmp_path / "out")
+    assert stored.read_text() == "title: Another\n"
+    stored.write_text("title: Tiny\nquestion: as it was before it was edited\n")
+    with pytest.raises(CodoError, match="--jobs 999"):
+        ablate(write_grid(), tmp_path / "out", jobs=999)
+
+
 def test_a_second_ablate_on_the_folder_is_refused_with_who_holds_it(write_grid, tmp_path):
     with Lock(tmp_path / "out"), pytest.raises(CodoError, match=rf"in use \(host .*, process {os.getpid()}, since 2"):
         ablate(write_grid(), tmp_path / "out")
