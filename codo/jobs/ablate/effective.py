@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from codo.config.pretrain import PretrainConfig
+from codo.config.transfer import TransferConfig
 
 
 def inert(config: PretrainConfig) -> Iterator[tuple[str, str]]:
@@ -55,6 +56,19 @@ def effective(config: PretrainConfig) -> dict[str, Any]:
         fields.pop("data.backgrounds", None)
     unread = [name for name, _ in inert(config)]
     return {key: v for key, v in fields.items() if not any(key == n or key.startswith(f"{n}.") for n in unread)}
+
+
+def effective_transfer(config: TransferConfig, pretrain: PretrainConfig) -> dict[str, Any]:
+    """Dump a transfer's config, loading of its parts those that the pretrained encoder has; without `run`.
+
+    Example:
+        >>> effective_transfer(TransferConfig(), PretrainConfig(alignment=False, hierarchy=False))["load"]
+        ['backbone']
+    """
+    tree = config.model_dump(mode="json", exclude={"run"})
+    if not pretrain.alignment:
+        tree["load"] = [group for group in tree["load"] if group == "backbone"]
+    return tree
 
 
 def why_inert(fields: list[str], *configs: PretrainConfig) -> str:

@@ -14,7 +14,7 @@ from codo.config.pretrain import PretrainConfig
 from codo.config.sections import ArchitectureSection
 from codo.config.transfer import TransferConfig
 from codo.errors import CodoError
-from codo.jobs.ablate.effective import effective, why_inert
+from codo.jobs.ablate.effective import effective, effective_transfer, why_inert
 from codo.jobs.ablate.grid import GridFile, read_grid
 from codo.jobs.ablate.lines import Keys, Source
 from codo.jobs.ablate.rows import (
@@ -235,7 +235,7 @@ def fixed_threads(run: Any) -> Any:
 def what_differs(row: ResolvedRow) -> str:
     """Name what decides a row's numbers."""
     pretrain = None if row.changes is None else effective(row.pretrain)
-    transfers = {name: config.model_dump(mode="json", exclude={"run"}) for name, config in row.transfers.items()}
+    transfers = {name: effective_transfer(config, row.pretrain) for name, config in row.transfers.items()}
     return json.dumps([pretrain, transfers], sort_keys=True)
 
 
@@ -249,6 +249,8 @@ def _check_differences(rows: list[ResolvedRow], source: Source) -> None:
         if before is not None and told == what_differs(before):
             fields = list(differences(before.pretrain, row.pretrain))
             why = why_inert(fields, before.pretrain, row.pretrain) if fields else "these are the values already"
+            if not fields and any(t.load != before.transfers[name].load for name, t in row.transfers.items()):
+                why = "alignment is off: the backbone is all that is pretrained"
             raise source.error(row.plan.keys, f"changes nothing against {before.name!r}: {why}")
         if told in seen:
             message = f"the rows {seen[told].name!r} and {row.name!r} resolve to the same config"

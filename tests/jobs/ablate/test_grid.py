@@ -91,6 +91,11 @@ def test_rows_and_fields_of_the_transfer(tmp_path):
     assert found.rows[1].changes is None
 
 
+def test_what_is_loaded_of_an_aligned_pretraining_is_an_axis(tmp_path):
+    found = grid(tmp_path, "one_at_a_time", "axes:\n  backbone alone: {transfer.load: [backbone]}\n")
+    assert [row.transfers["tuned"].load for row in found.rows] == [("backbone", "fpn", "box_head"), ("backbone",)]
+
+
 def test_budget_of_equal_epochs(tmp_path):
     found = grid(tmp_path, "one_at_a_time", "budget: epochs\naxes:\n  views: 3\n  long: {optim.epochs: 30}\n")
     assert [row.pretrain.optim.epochs for row in found.rows] == [20, 20, 30]
@@ -149,6 +154,11 @@ def test_equal_epochs(base, views, epochs):
             "one_at_a_time",
             "axes:\n  a: {alignment: false, loss.instance: 1}\n",
             ":8: axes.a.loss.instance: loss.instance",
+        ),
+        (
+            "ladder",
+            "axes:\n  a: {alignment: false}\n  b: {transfer.load: [backbone]}\n",
+            ":9: axes.b: changes nothing against 'a': alignment is off: the backbone is all that is pretrained",
         ),
         ("one_at_a_time", "rows:\n  a: {views: 2}\n", "axes: the design `one_at_a_time` needs them"),
         ("one_at_a_time", "axis:\n  a: {views: 2}\n", ":7: axis: no such key; did you mean axes?"),
