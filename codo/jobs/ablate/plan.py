@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,9 @@ from codo.jobs.ablate.code_version import changed_files, code_files
 from codo.jobs.ablate.jobs import Job, Kind, Store, config_hash, custom_paths, digest
 from codo.jobs.ablate.resolve import PRETRAINED, Grid, ResolvedRow
 from codo.jobs.pretrain.build import check_enough, find_sources
+from codo.jobs.probe.features import COMMON, MEANING
 from codo.jobs.probe.images import find_manifest
+from codo.jobs.probe.table import WORDS
 from codo.jobs.transfer.data import load_data
 
 
@@ -88,8 +91,9 @@ def make_plan(grid: Grid, store: Store, accept_code_change: bool = False) -> Pla
         accept_code_change: take finished jobs of another code for those of this one.
 
     Raises:
-        CodoError: a data set is missing or broken, or too small; with the line of the YAML.
+        CodoError: a data set is missing or broken, or too small, or there is no such probe; with the line of the YAML.
     """
+    check_probes(grid)
     plan, data = Plan(grid, store), DataHashes(grid)
     planner = _Planner(plan, data, accept_code_change)
     for row in grid.rows:
@@ -102,6 +106,21 @@ def make_plan(grid: Grid, store: Store, accept_code_change: bool = False) -> Pla
                 plan.cells[CellKey(row.name, protocol, seed)] = CellPlan(names[0], transfer.name, names[2])
     plan.notices = list(planner.notices())
     return plan
+
+
+def check_probes(grid: Grid) -> None:
+    """Refuse names that no probe has: `NAME`, or `REPRESENTATION/NAME`.
+
+    Raises:
+        CodoError: with the line, and what was meant.
+    """
+    asked = grid.file.probes
+    known = [*WORDS, *(f"{kind}/{name}" for kind in MEANING if kind != COMMON for name in WORDS)]
+    for i, name in enumerate(asked if not isinstance(asked, bool) else ()):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(WORDS)}"
+            raise grid.source.error(("probes", i), f"no probe is called {name!r}{hint}")
 
 
 class DataHashes:

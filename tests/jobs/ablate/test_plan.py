@@ -58,6 +58,17 @@ def test_probes_look_at_the_same_images_in_every_row(planned):
     assert sum(w[0] == "none" for w in words) == 2
 
 
+def test_probes_that_there_are_none_of_are_refused_with_their_line(planned):
+    assert planned(probes=["hard_top1", "box_head/hard_top1", "c4/knn"]).counts()["probe"][1] == 4
+    for name, said in (
+        ("hard_top", "did you mean hard_top1?"),
+        ("c4/hard_top", "did you mean c4/"),
+        ("zz", "there are"),
+    ):
+        with pytest.raises(CodoError, match=rf"grid.yaml:\d+: probes.1: no probe is called '{name}'; {said}"):
+            planned(probes=["knn", name])
+
+
 def test_grids_share_jobs_and_nothing_is_asked_for_twice(planned):
     finish(planned())
     again = planned(name="another", title="Another", axes={"x": {"hierarchy": False}, "two": {"views": 2}})
