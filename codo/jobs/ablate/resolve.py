@@ -11,6 +11,7 @@ from typing import Any
 from codo.config.load import differences, load_config, load_pretrain_config
 from codo.config.presets import PRETRAIN_PRESETS, TRANSFER_PRESETS
 from codo.config.pretrain import PretrainConfig
+from codo.config.schedules import SCHEDULES, schedule_fields
 from codo.config.sections import ArchitectureSection
 from codo.config.transfer import TransferConfig
 from codo.errors import CodoError
@@ -194,9 +195,11 @@ class _Base:
             flags = {key: value for key, value in sets.items() if value is not None} | fixed
             absent = [f"{key}=null" for key, value in sets.items() if value is None]
             try:
-                transfer = load_config(
-                    TransferConfig, TRANSFER_PRESETS, preset=preset, default_preset="small", flags=flags, sets=absent
-                )
+                transfer = _load_transfer(preset, flags, absent)
+                if preset in SCHEDULES and transfer.optim.epochs is None:  # a preset's steps are those of batch 16
+                    scaled = schedule_fields(preset, transfer.optim.batch_size).items()
+                    unset = {key: value for key, value in scaled if key not in sets and value is not None}
+                    transfer = _load_transfer(preset, unset | flags, absent)
             except CodoError as error:
                 keys = plan.keys if own else ("transfer", name)
                 raise check_error(error, list(merged.values()), keys, self.source) from None
@@ -213,6 +216,12 @@ def _path(value: Any, keys: Keys, source: Source) -> Path:
     if not isinstance(value, str) or not value:
         raise source.error(keys, f"a path is expected, not {value!r}")
     return Path(value)
+
+
+def _load_transfer(preset: str | None, flags: dict[str, Any], absent: list[str]) -> TransferConfig:
+    return load_config(
+        TransferConfig, TRANSFER_PRESETS, preset=preset, default_preset="small", flags=flags, sets=absent
+    )
 
 
 def equal_epochs(base: PretrainConfig, views: int) -> int:

@@ -96,6 +96,27 @@ def test_what_is_loaded_of_an_aligned_pretraining_is_an_axis(tmp_path):
     assert [row.transfers["tuned"].load for row in found.rows] == [("backbone", "fpn", "box_head"), ("backbone",)]
 
 
+@pytest.mark.parametrize(
+    ("protocol", "steps", "warmup"),
+    [
+        ("{preset: 1x}", 90_000, 1000),
+        ("{preset: 1x, batch_size: 8}", 180_000, 2000),
+        ("{preset: 1x, batch_size: 8, optim: {iterations: 18000}}", 18_000, 2000),
+        ("{preset: 1x, batch_size: 8, optim: {warmup_iterations: 50}}", 180_000, 50),
+        ("{preset: 1x, batch_size: 8, epochs: 3}", None, 1000),
+    ],
+)
+def test_a_schedule_scales_with_the_batch_as_that_of_codo_transfer(tmp_path, protocol, steps, warmup):
+    body = "axes:\n  batch: {transfer.optim.batch_size: 32}\n"
+    text = HEAD.format(design="ladder").replace("{fraction: 0.5, epochs: 3}", protocol) + body
+    (tmp_path / "grid.yaml").write_text(text)
+    base, large = load_grid(tmp_path / "grid.yaml").rows
+    optim = base.transfers["tuned"].optim
+    assert (optim.iterations, optim.warmup_iterations) == (steps, warmup)
+    if protocol == "{preset: 1x}":
+        assert large.transfers["tuned"].optim.iterations == 45_000
+
+
 def test_budget_of_equal_epochs(tmp_path):
     found = grid(tmp_path, "one_at_a_time", "budget: epochs\naxes:\n  views: 3\n  long: {optim.epochs: 30}\n")
     assert [row.pretrain.optim.epochs for row in found.rows] == [20, 20, 30]
