@@ -1,0 +1,90 @@
+"""The images, annotations and labels that a grid's jobs read, by their hashes; missing data refused with its line."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+
+from codo.config.pretrain import PretrainConfig
+from codo.config.transfer import TransferConfig
+from codo.data.coco import data_fingerprint, split_paths
+from codo.data.images import list_images
+from codo.errors import CodoError
+from codo.jobs.ablate.jobs import digest
+from codo.jobs.ablate.resolve import Grid, ResolvedRow
+from codo.jobs.pretrain.build import check_enough, find_sources
+from codo.jobs.probe.images import find_manifest
+from codo.jobs.transfer.data import load_data
+
+
+class DataHashes:
+    """Names the images and annotations that configs read; each data set is looked at once."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self._known: dict[str, str] = {}
+
+    def of_pretrain(self, row: ResolvedRow) -> str:
+        """Hash the images of a row's pretraining.
+
+        Raises:
+            CodoError: they are missing or too few; with the line.
+        """
+        config = without_unused_backgrounds(row.pretrain)
+        data = config.data.model_copy(update={"limit": None})
+        key = digest(data.model_dump(), config.uses_backgrounds)
+        try:
+            if key not in self._known:
+                sources = find_sources(config.model_copy(update={"data": data}))
+                self._known[key] = f"{sources.fingerprint} {len(sources.foregrounds)}"
+            name, _, count = self._known[key].partition(" ")
+            check_enough(min(int(count), config.data.limit or int(count)), config)
+        except CodoError as error:
+            field_named = next((n for n in ("foregrounds", "backgrounds") if str(error).startswith(f"data.{n}")), None)
+            keys = ("data", field_named) if field_named else self._keys_of(str(error), row)
+            raise self.grid.source.error(keys, str(error)) from None
+        return name
+
+    def of_transfer(self, config: TransferConfig, protocol: str) -> str:
+        """Hash the images and annotations of a protocol.
+
+        Raises:
+            CodoError: they are missing or broken; with the line.
+        """
+        key = digest(config.data.model_dump(exclude={"fraction"}), config.detector)
+        if key not in self._known:
+            try:
+                whole = config.model_copy(update={"data": config.data.model_copy(update={"fraction": 1.0})})
+                self._known[key] = load_data(whole).fingerprint
+            except CodoError as error:
+                own = "data" in self.grid.file.transfer[protocol]
+                keys = ("transfer", protocol, "data") if own else ("data", "backgrounds")
+                raise self.grid.source.error(keys, str(error)) from None
+        return self._known[key]
+
+    def of_probes(self) -> str:
+        """Hash what the probes look at: images, and labels; the built-in sample data have the code's version."""
+        data = self.grid.base.data
+        paths: list[Path] = []
+        labels = None
+        if data.foregrounds is not None:
+            paths = list_images(Path(data.foregrounds))
+            manifest = find_manifest(Path(data.foregrounds))
+            labels = sha256(manifest.read_bytes()).hexdigest() if manifest is not None else None
+        if data.backgrounds is not None:
+            root = Path(data.backgrounds)
+            paths = [*paths, *(split_paths(root, "val") or list_images(root))]
+        return digest(data_fingerprint(paths), labels) if paths else ""
+
+    def _keys_of(self, message: str, row: ResolvedRow) -> tuple[str | int, ...]:
+        for name in ("foregrounds", "backgrounds"):
+            if getattr(row.pretrain.data, name) and str(getattr(row.pretrain.data, name)) in message:
+                return ("data", name)
+        return row.plan.keys
+
+
+def without_unused_backgrounds(config: PretrainConfig) -> PretrainConfig:
+    """Leave out the backgrounds that a config pastes nothing on, so that it does not depend on them."""
+    if config.uses_backgrounds or config.data.foregrounds is None:
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"backgrounds": None})})
