@@ -17,8 +17,10 @@ ELASTIC = re.compile(r"^\w+ .*torch/distributed/elastic/\S+ (?:failed \(exitcode
 EXIT_CODE = re.compile(r"failed \(exitcode: (-?\d+)\)")
 SIGNALLED = re.compile(r"SignalException: .*got signal: (\d+)")
 ERROR = re.compile(r"(?:Error|[\w.]+(?:Error|Exception)): ")
-RANK = re.compile(r"^\[rank\d+\]: ?")
-"""What torch puts before a traceback's lines where there are several processes."""
+RANK = re.compile(r"^(?:process \d+|\[rank\d+\]): ?")
+"""What codo, and torch in a traceback, put before a line where there are several processes."""
+NO_REASON = "another process failed"
+"""What the other processes say (`World`)."""
 
 
 def exit_code(folder: JobFolder, code: int) -> int:
@@ -60,7 +62,7 @@ def last_line(log: Path) -> str:
     elastic = ELASTIC.search(text)
     own = text[: elastic.start()] if elastic else text
     lines = [RANK.sub("", line).strip() for line in own.splitlines() if line.strip()]
-    told = [line for line in lines if ERROR.match(line)] if elastic else []
+    told = [line for line in lines if ERROR.match(line) and NO_REASON not in line] if elastic else []
     return (told or lines or [""])[-1].removeprefix("Error: ")
 
 

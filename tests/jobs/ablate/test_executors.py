@@ -144,7 +144,12 @@ TOLD_TO_STOP = (
 @pytest.mark.parametrize(
     ("log", "code", "line"),
     [
-        ("Error: data.foregrounds: gone\n" + SENDING + FAILED.format(2), 2, "data.foregrounds: gone"),
+        (
+            "process 0: Error: image folder /x does not exist\n"
+            "process 1: Error: another process failed; its own message says why\n" + SENDING + FAILED.format(2),
+            2,
+            "image folder /x does not exist",
+        ),
         (
             "[rank0]: Traceback (most recent call last):\n[rank0]: RuntimeError: the loss is NaN\nepoch 1\n"
             + SENDING
