@@ -162,8 +162,14 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
 
 
 def test_a_killed_holder_frees_the_folder(tmp_path):
-    holder = Driver(lambda: (Lock(tmp_path), wait_for(lambda: False)), tmp_path / "log")
-    assert holder.kill_when(lambda: is_held(tmp_path), signal.SIGKILL) == -signal.SIGKILL
+    def hold() -> None:
+        lock = Lock(tmp_path)
+        (tmp_path / "held").touch()  # to ask `is_held` before would take the lock from under it
+        wait_for(lambda: lock is None)
+
+    holder = Driver(hold, tmp_path / "log")
+    held = tmp_path / "held"
+    assert holder.kill_when(lambda: held.exists() and is_held(tmp_path), signal.SIGKILL) == -signal.SIGKILL
     Lock(tmp_path).leave()
 
 

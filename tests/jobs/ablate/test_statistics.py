@@ -268,8 +268,12 @@ def test_time_to_an_AP():
 def test_a_transfer_without_the_area_gets_the_one_that_transfer_computes(tmp_path):
     points = [{"step": 10, "epoch": 1.0, "AP": 20.0}, {"step": 40, "epoch": 4.0, "AP": 40.0}]
     summary = {"metrics": {"AP": 40.0}, "curve": points, "fingerprint": "0", "train_seconds": 1.0}
-    job = SimpleNamespace(done=True, run=tmp_path / "run", command=lambda: ["transfer"], summary=lambda: summary)
-    plan = SimpleNamespace(store=SimpleNamespace(folder=lambda name: job))
+    words = ["transfer", "--out", "run"]
+    run = tmp_path / "run"
+    facts = {"name": "transfer-0", "kind": "transfer", "done": True, "run": run}
+    job = SimpleNamespace(**facts, command=lambda: words, summary=lambda: summary)
+    grid = SimpleNamespace(file=SimpleNamespace(processes=1))
+    plan = SimpleNamespace(grid=grid, store=SimpleNamespace(folder=lambda name: job))
     key, jobs = CellKey("a", "b", 0), SimpleNamespace(jobs=lambda: ["transfer-0"])
     assert _cell(plan, key, jobs, tmp_path, {}).metrics["curve_area"] == (10 * 10 + 30 * 30) / 40
     summary["curve_area"] = 5.0
