@@ -1,0 +1,1 @@
+"""How fast codo is on a machine, and what limits it."""
