@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 @click.option("--retry-failed", is_flag=True, help="Try again what failed before.")
 @click.option("--accept-code-change", is_flag=True, help="Keep finished jobs of another version of codo's code.")
 @click.option(
+    "--keep-checkpoints", is_flag=True, help="Of finished jobs too, some 100 MB each; else weights alone stay."
+)
+@click.option(
     "--executor",
     type=click.Choice(["local", "slurm", "ray"]),
     default="local",

@@ -55,6 +55,7 @@ def ablate(
     retry_failed: bool = False,
     seeds: Sequence[int] | None = None,
     accept_code_change: bool = False,
+    keep_checkpoints: bool = False,
     options: Sequence[str] = (),
 ) -> AblateResult:
     """Run what a grid asks for and is not done yet, and report; called again, it goes on.
@@ -68,6 +69,7 @@ def ablate(
         retry_failed: try again what failed before.
         seeds: in place of the grid's own.
         accept_code_change: take finished jobs of another version of the code.
+        keep_checkpoints: leave those of finished jobs, some 100 MB each; else they are removed, and weights stay.
         options: `name=value` for the executor, e.g. `partition=gpu`.
 
     Raises:
@@ -98,8 +100,8 @@ def ablate(
                 place.write(job)
                 if retry_failed:
                     place.forget_failure()
-        command = go_on(path, out, jobs, executor, seeds, accept_code_change, options)
-        schedule = Schedule(plan, runner, fail_fast, command)
+        command = go_on(path, out, jobs, executor, seeds, accept_code_change, keep_checkpoints, options)
+        schedule = Schedule(plan, runner, fail_fast, keep_checkpoints, command)
         tell_failures(schedule)
         try:
             schedule.run()
@@ -184,6 +186,7 @@ def go_on(
     executor: str,
     seeds: Sequence[int] | None,
     accept_code_change: bool,
+    keep_checkpoints: bool,
     options: Sequence[str],
 ) -> str:
     """Compose the command that goes on."""
@@ -192,6 +195,7 @@ def go_on(
     words += ["--executor", executor] if executor != "local" else []
     words += ["--seeds", ",".join(map(str, seeds))] if seeds else []
     words += ["--accept-code-change"] if accept_code_change else []
+    words += ["--keep-checkpoints"] if keep_checkpoints else []
     words += [word for option in options for word in ("--executor-option", option)]
     return shlex.join(words)
 

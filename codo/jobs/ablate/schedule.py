@@ -10,7 +10,7 @@ from codo.errors import Interrupted
 from codo.jobs.ablate.display import Display
 from codo.jobs.ablate.executors.base import Executor, Task
 from codo.jobs.ablate.failure import exit_code, note_failure
-from codo.jobs.ablate.jobs import Job
+from codo.jobs.ablate.jobs import Job, JobFolder
 from codo.jobs.ablate.plan import Plan
 from codo.jobs.ablate.work import POLL_SECONDS
 from codo.runs.console import duration
@@ -28,6 +28,7 @@ class Schedule:
         plan: of the grid.
         executor: runs them.
         fail_fast: end at the first failure.
+        keep_checkpoints: else that of a finished job, which nothing needs any more, is removed.
         go_on: the command that goes on after an interruption.
 
     Attributes:
@@ -38,6 +39,7 @@ class Schedule:
     plan: Plan
     executor: Executor
     fail_fast: bool = False
+    keep_checkpoints: bool = False
     go_on: str = "codo ablate"
     states: dict[str, str] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
@@ -48,6 +50,8 @@ class Schedule:
             folder = self.plan.store.folder(name)
             failure = folder.failure
             self.states[name] = "done" if folder.done else "failed" if failure else "waiting"
+            if folder.done:
+                self._tidy(folder)
             if failure:
                 self.failures[name] = failure["message"]
         self._block()
@@ -119,6 +123,7 @@ class Schedule:
             if folder.done:
                 self.states[name] = "done"
                 folder.forget_failure()
+                self._tidy(folder)
                 ap = folder.summary().get("metrics", {}).get("AP") if folder.kind == "transfer" else None
                 display.note(name, f"done, AP {ap:.2f} ({took})" if ap is not None else f"done ({took})")
             elif leaving or code in STOPPED:
@@ -131,6 +136,10 @@ class Schedule:
                 display.note(name, f"FAILED: {self.failures[name]} (see {folder.path / 'log.txt'})", "red")
         self._block()
         return failed
+
+    def _tidy(self, folder: JobFolder) -> None:
+        if not self.keep_checkpoints:
+            (folder.run / "checkpoint.pt").unlink(missing_ok=True)
 
     def _block(self) -> None:
         for name, job in self.plan.jobs.items():

@@ -53,7 +53,8 @@ def steps(folder: Path) -> int:
 def test_killed_in_the_middle_and_gone_on_with_it_ends_with_the_same_results(write_grid, tmp_path):
     base = BASE | {"run": BASE["run"] | {"checkpoint_every": 1}}
     grid = write_grid(base=base, axes={"no paste": {"background": False, "alignment": False}})
-    whole = ablate(grid, tmp_path / "whole", jobs=1)
+    whole = ablate(grid, tmp_path / "whole", jobs=1, keep_checkpoints=True)
+    assert len(list((tmp_path / "whole" / "jobs").glob("*/run/checkpoint.pt"))) == 8, "of all jobs"
     assert [cell.status for cell in whole.results.cells] == ["done"] * 4
     assert all(cell.metrics["AP"] is not None and len(cell.loss) == 6 for cell in whole.results.cells)
     out, log = tmp_path / "killed", tmp_path / "log.txt"
@@ -82,6 +83,7 @@ def test_killed_in_the_middle_and_gone_on_with_it_ends_with_the_same_results(wri
     assert numbers(killed.results) == numbers(whole.results)
     assert json.loads((out / "grid" / "results.json").read_text()) == killed.results.model_dump(mode="json")
     assert Results.read(out / "grid" / "results.json") == killed.results
+    assert not list(out.rglob("checkpoint.pt")), "finished jobs do not keep theirs"
     before = {file: file.stat().st_mtime_ns for file in out.rglob("summary.json")}
     ablate(grid, out, jobs=1)
     assert before == {file: file.stat().st_mtime_ns for file in out.rglob("summary.json")}, "nothing runs twice"
