@@ -19,48 +19,28 @@ first step's losses are compared, drawn with the same seed: also those of codo i
 from __future__ import annotations
 
 import argparse
-import os
+import json
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from PIL import Image
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
-from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
-from torchvision.models.detection.rpn import RPNHead
-from torchvision.models.resnet import resnet18, resnet50
-from torchvision.transforms import functional
 
-from benchmarks.results_file import Row, versions, write
-from codo.config.presets import TRANSFER_PRESETS
-from codo.config.transfer import TransferConfig
+from benchmarks.finetune_sides import BATCH, DATA, Codo, Reference, full, settings, small
+from benchmarks.results_file import RESULTS, Row, versions, write
 from codo.jobs.bench.machine import machine, peaks
-from codo.jobs.bench.timing import Times, in_turns
+from codo.jobs.bench.timing import in_turns
 from codo.jobs.transfer.base import Detector
-from codo.jobs.transfer.data import Data, load_data, training_annotations
-from codo.jobs.transfer.dataset import DetectionDataset, batches, steps_per_epoch
-from codo.jobs.transfer.evaluate import Evaluation, assess, evaluate
+from codo.jobs.transfer.data import load_data
+from codo.jobs.transfer.dataset import DetectionDataset, batches
+from codo.jobs.transfer.evaluate import assess, evaluate
 from codo.jobs.transfer.hardware import hardware_of
-from codo.jobs.transfer.loop import Training
-from codo.jobs.transfer.proof import normalisation
-from codo.jobs.transfer.run import fresh_detector
-from codo.jobs.transfer.schedule import learning_rate, total_steps
-from codo.runs.console import JobProgress
 from codo.runs.hardware import available_cores
-from codo.runs.record import RunFolder
-from codo.runs.seed import generator, integer_seed
 
-DATA = "bccd_320"
 TARGET = 2.5
-BATCH = 2
-"""Images a step, as in torchvision's reference script."""
 GROUPS = {
     "convolutions": ("convolution", "conv2d"),
     "matrix products": ("aten::mm", "aten::addmm"),
@@ -70,147 +50,16 @@ GROUPS = {
 }
 """What operations are summed up under; all others are `the rest`."""
 
-Step = Callable[[], dict[str, float]]
 
-
-def settings(backbone: str, small: bool, **fields: Any) -> TransferConfig:
-    """Set up a transfer; `small` makes the detector and its lists small too."""
-    preset = TRANSFER_PRESETS["small"]
-    tree: dict[str, Any] = {
-        "architecture": preset["architecture"] if small else {"backbone": backbone},
-        "detection": preset["detection"] if small else {"min_size": (240,), "max_size": 320},
-        "data": {"root": str(Path(os.environ.get("CODO_DATA", "shared/data")) / DATA)},
-        "optim": {"epochs": 1, "batch_size": BATCH},
-        "run": {"device": "cpu", "workers": 0, "threads": 1},
-    }
-    return TransferConfig.model_validate({**tree, **fields})
-
-
-def reference_detector(config: TransferConfig, classes: int) -> FasterRCNN:
-    """Build torchvision's detector: `fasterrcnn_resnet50_fpn_v2`, or the same of another size (its builder's lines)."""
-    architecture, detection = config.architecture, config.detection
-    body = {"resnet18": resnet18, "resnet50": resnet50}[architecture.backbone](norm_layer=torch.nn.BatchNorm2d)
-    backbone = _resnet_fpn_extractor(body, 5, norm_layer=torch.nn.BatchNorm2d)
-    channels = architecture.fpn_channels
-    if channels != backbone.out_channels:
-        backbone.fpn = type(backbone.fpn)(
-            [body.inplanes // 8 * 2**i for i in range(4)], channels, backbone.fpn.extra_blocks, torch.nn.BatchNorm2d
-        )
-        backbone.out_channels = channels
-    anchors = AnchorGenerator(tuple((side,) for side in (32, 64, 128, 256, 512)), ((0.5, 1.0, 2.0),) * 5)
-    return FasterRCNN(
-        backbone,
-        min_size=detection.min_size[0],
-        max_size=detection.max_size,
-        rpn_anchor_generator=anchors,
-        rpn_head=RPNHead(channels, anchors.num_anchors_per_location()[0], conv_depth=2),
-        rpn_pre_nms_top_n_train=detection.rpn_pre_nms_train,
-        rpn_pre_nms_top_n_test=detection.rpn_pre_nms_test,
-        rpn_post_nms_top_n_train=detection.rpn_post_nms_train,
-        rpn_post_nms_top_n_test=detection.rpn_post_nms_test,
-        box_head=FastRCNNConvFCHead(
-            (channels, 7, 7),
-            [architecture.box_head_channels] * architecture.box_head_convs,
-            [architecture.box_head_fc],
-            norm_layer=torch.nn.BatchNorm2d,
-        ),
-        box_predictor=FastRCNNPredictor(architecture.box_head_fc, classes + 1),
-        box_batch_size_per_image=detection.roi_batch_size,
-        box_score_thresh=detection.score_threshold,
-        box_detections_per_img=detection.detections_per_image,
-    )
-
-
-class Reference:
-    """Fine-tuning as torchvision's reference script has it; order, flips and draws are those of codo's run.
-
-    Args:
-        config: what codo's side trains by.
-        data: the same.
-    """
-
-    def __init__(self, config: TransferConfig, data: Data) -> None:
-        self.config, self.data = config, data
-        self.detector = reference_detector(config, len(data.labels))
-        self.detector.load_state_dict(
-            fresh_detector(config, len(data.labels), *normalisation(None)).state_dict(), strict=True
-        )
-        optim = config.optim
-        self.total = total_steps(optim, steps_per_epoch(len(data.train.images), optim.batch_size))
-        self.optimizer = torch.optim.SGD(
-            self.detector.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
-        )
-
-    def load(self, keys: Sequence[tuple[int, int]]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-        """Read images and targets from disk."""
-        images, targets = [], []
-        for epoch, index in keys:
-            source = self.data.train.images[index]
-            with Image.open(source.path) as file:
-                image = functional.to_tensor(file.convert("RGB"))
-            own = training_annotations(self.data.train, source.id)
-            boxes = torch.tensor([a["bbox"] for a in own], dtype=torch.float32).reshape(-1, 4)
-            boxes[:, 2:] += boxes[:, :2]
-            if generator("transfer image", self.config.seed, epoch, index).random() < self.config.optim.flip_p:
-                image = functional.hflip(image)
-                boxes[:, [0, 2]] = source.width - boxes[:, [2, 0]]
-            labels = torch.tensor([self.data.labels[a["category_id"]] for a in own], dtype=torch.int64)
-            images.append(image)
-            targets.append({"boxes": boxes, "labels": labels})
-        return images, targets
-
-    def step(self, images: list[Tensor], targets: list[dict[str, Tensor]], number: int = 0) -> dict[str, float]:
-        """Train on a batch as step `number`; return the losses."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config.optim, number, self.total)
-        torch.manual_seed(integer_seed("transfer step", self.config.seed, number))
-        losses = self.detector(images, targets)
-        self.optimizer.zero_grad()
-        sum(losses.values()).backward()
-        self.optimizer.step()
-        return {name: loss.item() for name, loss in losses.items()}
-
-
-class Codo:
-    """Codo's own training, as `codo transfer` sets it up.
-
-    Args:
-        config: of the run.
-        data: what it trains on.
-        folder: an empty folder.
-    """
-
-    def __init__(self, config: TransferConfig, data: Data, folder: Path) -> None:
-        hardware = hardware_of(config)
-        detector = fresh_detector(config, len(data.labels), *normalisation(None))
-        detector.to(memory_format=torch.channels_last)
-        sides = config.detection.min_size[-1], config.detection.max_size
-        self.dataset = DetectionDataset(
-            data.train, data.labels, *sides, train=True, flip_p=config.optim.flip_p, seed=config.seed
-        )
-        val = DetectionDataset(data.val, data.labels, *sides, train=False)
-
-        def assess_now(_: Any = None) -> Evaluation:
-            return assess(evaluate(detector, val, list(data.labels), hardware), data.val, masks=False, breakdown=False)
-
-        self.training = Training(config, detector.train(), self.dataset, assess_now, hardware, RunFolder(folder))
-        self.precision, self.bar = hardware.precision, JobProgress(1, "benchmark")
-
-    def losses(self, keys: Sequence[tuple[int, int]]) -> dict[str, float]:
-        """Compute the losses of the first step; the weights stay."""
-        found = self.training._accumulate([self.dataset[key] for key in keys])
-        return {name: float(value) for name, value in found.items()}
-
-
-def measure(backbone: str, small: bool, rounds: int, threads: int) -> dict[str, Any]:
+def measure(size: dict[str, Any], rounds: int, threads: int) -> dict[str, Any]:
     """Time both sides' steps, alone and with loading, in turns."""
     torch.set_num_threads(threads)
-    config = settings(backbone, small)
+    config = settings(**size)
     data = load_data(config)
     keys = next(iter(batches(len(data.train.images), BATCH, config.seed, 0, 1)))
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = Codo(config, data, Path(folder)), Reference(config, data)
-        exact = Codo(settings(backbone, small, run={**dict(config.run), "precision": "fp32"}), data, Path(folder))
+        exact = Codo(settings(**size, run={"precision": "fp32"}), data, Path(folder))
         losses = {"codo": ours.losses(keys), "codo, fp32": exact.losses(keys)}
         del exact
         batch, samples = theirs.load(keys), [ours.dataset[key] for key in keys]
@@ -255,3 +104,132 @@ def breakdown(step: Callable[[], Any]) -> dict[str, float]:
             found["optimiser"] = entry.cpu_time_total / 1e3
     found["the rest"] -= found["optimiser"]
     return {name: round(value, 1) for name, value in found.items()}
+
+
+def train_both(epochs: int, seeds: Sequence[int]) -> dict[str, Any]:
+    """Train both sides to the end of a short schedule, from the same weights, over the same batches; evaluate by codo.
+
+    The detector is the `small` preset's at 168-224 px. Both are evaluated in fp32.
+    """
+    found: dict[str, list[float]] = {"torchvision": [], "codo": []}
+    exactly = hardware_of(settings(run={"precision": "fp32"}))
+    for seed in seeds:
+        schedule = {"epochs": epochs, "batch_size": 4, "lr": 0.08, "warmup_iterations": 50, "eval_every": epochs}
+        config = settings(**small(168, 224), optim=schedule, seed=seed)
+        data = load_data(config)
+        with tempfile.TemporaryDirectory() as folder:
+            theirs, ours = Reference(config, data), Codo(config, data, Path(folder))
+            for number, keys in enumerate(batches(len(data.train.images), 4, seed, 0, theirs.total)):
+                theirs.step(*theirs.load(keys), number)
+            ours.training.run()
+        val = DetectionDataset(data.val, data.labels, 168, 224, train=False)
+        for name, detector in (("torchvision", theirs.detector), ("codo", ours.training.detector)):
+            predictions = evaluate(cast(Detector, detector), val, list(data.labels), exactly)
+            ap = assess(predictions, data.val, masks=False, breakdown=False).values["AP"]
+            found[name].append(float(ap or 0))
+        print(f"seed {seed}: torchvision AP {found['torchvision'][-1]:.2f}, codo {found['codo'][-1]:.2f}", flush=True)
+    gaps = [b - a for a, b in zip(found["torchvision"], found["codo"], strict=True)]
+    deviations = {name: statistics.stdev(values) for name, values in found.items()}
+    return {
+        "epochs": epochs,
+        "seeds": list(seeds),
+        "AP": found,
+        "mean": {name: statistics.mean(values) for name, values in found.items()},
+        "standard_deviation": deviations,
+        "mean_difference": statistics.mean(gaps),
+        "standard_error": (sum(d**2 for d in deviations.values()) / len(gaps)) ** 0.5,
+    }
+
+
+def report(results: list[dict[str, Any]], trained: dict[str, Any] | None) -> tuple[list[Row], list[str]]:
+    """Write rows for the table of targets, and lines of Markdown."""
+    rows, lines = [], []
+    for r in results:
+        pair = [1e3 * statistics.median(r["seconds"][f"{side}, step"]) / r["batch"] for side in ("torchvision", "codo")]
+        rows.append(
+            Row(
+                f"detector fine-tuning step, 320 px, {r['backbone']}, {threads_of(r)}",
+                f"{pair[0]:.0f} ms an image against {pair[1]:.0f} ({r['precision']})",
+                r["times_faster_step"]["median"],
+                TARGET,
+            )
+        )
+    lines += ["| | step | range | with data | range |", "|---|---:|---|---:|---|"]
+    for r in results:
+        cells = [
+            cell
+            for what in ("step", "with_data")
+            for f in (r[f"times_faster_{what}"],)
+            for cell in (f"{f['median']:.2f} x", "{:.2f}-{:.2f}".format(*f["range"]))
+        ]
+        lines.append(f"| {r['backbone']}, {threads_of(r)} | {' | '.join(cells)} |")
+    lines += ["", "Milliseconds of one profiled step, by kind of operation:", ""]
+    kinds = list(results[0]["milliseconds_by_operation"]["codo"])
+    lines += [f"| | {' | '.join(kinds)} |", "|---|" + "---:|" * len(kinds)]
+    for r in results:
+        for side, spent in r["milliseconds_by_operation"].items():
+            lines.append(
+                f"| {r['backbone']}, {threads_of(r)}, {side} | {' | '.join(f'{spent[k]:.0f}' for k in kinds)} |"
+            )
+    lines += ["", "Losses of the first step, from the same weights, batch and seed:", ""]
+    terms = list(results[0]["first_losses"]["codo"])
+    lines += [f"| | {' | '.join(terms)} |", "|---|" + "---:|" * len(terms)]
+    for r in results:
+        for side, losses in r["first_losses"].items():
+            lines.append(f"| {r['backbone']}, {side} | {' | '.join(f'{losses[t]:.4f}' for t in terms)} |")
+    if trained:
+        said = ", ".join(
+            f"{name} {trained['mean'][name]:.2f} ± {trained['standard_deviation'][name]:.2f}" for name in trained["AP"]
+        )
+        lines += [
+            "",
+            f"AP on the validation images of {DATA} after {trained['epochs']} epochs of the `small` preset's detector "
+            f"at 168-224 px, {len(trained['seeds'])} seeds, mean and standard deviation (`--ap`): {said}. The "
+            f"difference of the means is {trained['mean_difference']:+.2f}, its standard error "
+            f"{trained['standard_error']:.2f}.",
+        ]
+    return rows, lines
+
+
+def threads_of(result: dict[str, Any]) -> str:
+    """Say `1 thread`."""
+    return f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--small", action="store_true", help="a small detector, one round; write nothing")
+    parser.add_argument("--ap", action="store_true", help="train both sides too, and keep their AP with the results")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.small:
+        print("\n".join(report([measure(small(96, 128), 1, 1)], None)[1]))
+        return
+    about = {**machine(), **peaks(), **versions("torch", "torchvision")}
+    print(about, flush=True)
+    kept = RESULTS / "finetune.json"
+    trained = json.loads(kept.read_text()).get("trained") if kept.exists() else None
+    if arguments.ap:
+        trained = train_both(epochs=3, seeds=range(3))
+    results = [measure(full(backbone), arguments.rounds, 1) for backbone in ("resnet18", "resnet50")]
+    if available_cores() > 1:
+        results.append(measure(full("resnet50"), arguments.rounds, 2))
+    rows, lines = report(results, trained)
+    command = "python -m benchmarks.finetune"
+    print(
+        write(
+            "finetune",
+            "A detector's fine-tuning step",
+            command,
+            about,
+            rows,
+            results=results,
+            trained=trained,
+            lines=lines,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
