@@ -23,6 +23,7 @@ from codo.config.transfer import DETECTORS, TransferConfig
 from codo.errors import CodoError
 from codo.heads import box_head
 from codo.heads.box import POOLED_SIZE
+from codo.heads.pyramid import pool_pyramid
 from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.norms import put_group_norms, set_training
 from codo.jobs.transfer.one_stage import FCOSDetector, RetinaNetDetector, fcos_parts, retinanet_parts, upper_backbone
@@ -217,6 +218,14 @@ class _RoIPool(MultiScaleRoIAlign):
         self.map_levels = initLevelMapper(LEVELS[0], LEVELS[-1], canonical_scale=CANONICAL_SIZE)
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        with torch.autocast(boxes[0].device.type, enabled=False):
-            floats = OrderedDict((name, level.float()) for name, level in x.items())
-            return super().forward(floats, boxes, image_shapes)
+        device = boxes[0].device
+        with torch.autocast(device.type, enabled=False):
+            levels = OrderedDict((name, x[name]) for name in self.featmap_names)
+            if device.type != "cpu":
+                floats = OrderedDict((name, level.float()) for name, level in levels.items())
+                return super().forward(floats, boxes, image_shapes)
+            images = torch.repeat_interleave(torch.tensor([len(own) for own in boxes]))
+            assigned = self.map_levels(boxes)
+            return pool_pyramid(
+                list(levels.values()), STRIDES, torch.cat(boxes), images, assigned, self.output_size[0], SAMPLING_RATIO
+            )

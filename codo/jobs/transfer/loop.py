@@ -72,7 +72,7 @@ class Training:
         optim = config.optim
         self.parameters = [p for p in detector.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(
-            self.parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
+            self.parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=True
         )
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.precision == "fp16")
         self._model: nn.Module = detector

@@ -43,8 +43,9 @@ def test_torchvisions_weights_give_torchvisions_detections() -> None:
     with torch.inference_mode():
         theirs, mine = reference.eval()(images())[0], ours.eval()(images())[0]
     assert len(theirs["boxes"]) > 0
-    for name in ("boxes", "scores", "labels"):
-        torch.testing.assert_close(mine[name], theirs[name])
+    # RoIAlign's sums are taken in another order than in torchvision's kernel.
+    for name, tolerance in {"boxes": 1e-3, "scores": 1e-5, "labels": 0}.items():
+        torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=tolerance)
 
 
 def test_trained_norms_learn_and_frozen_ones_do_not() -> None:
