@@ -17,6 +17,7 @@ from codo.losses import EMBEDS, CosineLoss, DenseLoss, ImageLoss, InfoNCELoss, I
 from codo.model import AlignedEncoder, GroupedEncoder, MomentumEncoder, StageEncoder, build_encoder, synchronise_bn
 from codo.parts import Parts, make
 from codo.runs.seed import integer_seed, torch_generator
+from codo.runs.sgd import FusedSGD
 from codo.runs.world import World
 
 INFO_NCE: dict[str, type[InfoNCELoss]] = {"image": ImageLoss, "instance": InstanceLoss, "level": LevelLoss}
@@ -212,13 +213,12 @@ def build_optimizer(config: PretrainConfig, method: Method) -> torch.optim.Optim
     optim, lr = config.optim, scaled_lr(config)
     parameters = [*method.query_encoder.parameters(), *method.losses.parameters()]
     if optim.name == "sgd":
-        return torch.optim.SGD(
+        return FusedSGD(
             parameters,
             lr=lr,
             momentum=optim.momentum,
             weight_decay=optim.weight_decay,
             nesterov=optim.nesterov and optim.momentum > 0,
-            fused=True,
         )
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": optim.weight_decay},
