@@ -74,10 +74,8 @@ class Hardware:
         return Hardware(device, precision, workers, threads)
 
     def apply(self) -> None:
-        """Set the number of torch threads of this process; on a processor keep freed memory for the next step."""
+        """Set the number of torch threads of this process."""
         torch.set_num_threads(self.threads)
-        if self.device.type == "cpu":
-            keep_freed_memory()
 
     def autocast(self) -> AbstractContextManager[None]:
         """Open a region that computes in this precision."""
@@ -94,7 +92,8 @@ def keep_freed_memory() -> None:
     """Let glibc keep what is freed, as torch's own allocator does on a GPU.
 
     A step's large tensors would else be mapped and given back each time, and the kernel clears every page anew: a tenth
-    of a pretraining step's time. Does nothing where the C library is another one.
+    of a pretraining step's time. It is for work whose tensors have the same sizes in every step; where sizes vary, the
+    heap falls apart and grows. Does nothing where the C library is another one.
     """
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
         for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
