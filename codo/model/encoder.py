@@ -11,6 +11,7 @@ from codo.backbones import LEVELS, STRIDES, Backbone
 from codo.errors import CodoError
 from codo.heads import MLPProjector, RoIPool, assign_levels, box_head
 from codo.losses import Embeddings
+from codo.model.group_bn import bn_in_groups, by_group, by_map
 
 MakeProjector = Callable[[int, int, int], nn.Module]
 """`(input, hidden, embedding)` widths -> a module `(N, input) -> (N, embedding)`."""
@@ -30,14 +31,14 @@ class CanvasProjectors(nn.Module):
         super().__init__()
         self.image, self.dense = image, dense
 
-    def forward(self, stage: Tensor) -> dict[str, Tensor]:
+    def forward(self, stage: Tensor, groups: int = 1) -> dict[str, Tensor]:
         """Embed `stage` `(B, C_5, h, w)`: fields of Embeddings."""
         found: dict[str, Tensor] = {}
         if self.image is not None:
             found["image"] = self.image(stage.mean((2, 3))).float()
         if self.dense is not None:
             cells = stage.flatten(2).permute(2, 0, 1)  # (G, B, C)
-            found["dense"] = self.dense(cells.flatten(0, 1)).float().unflatten(0, cells.shape[:2])
+            found["dense"] = by_map(self.dense(by_group(cells.unbind(), groups)).float(), len(cells), groups)
             found["dense_features"] = cells.detach().float()
         return found
 
@@ -78,28 +79,34 @@ class AlignedEncoder(nn.Module):
         self.canvas = canvas
         self.embeds, self.levels, self.canonical_size = frozenset(embeds), tuple(levels), canonical_size
 
-    def forward(self, images: Tensor, boxes: Tensor) -> Embeddings:
+    def forward(self, images: Tensor, boxes: Tensor, groups: int = 1) -> Embeddings:
         """Embed one view.
 
         Args:
             images: `(B, 3, S, S)`, normalised.
             boxes: `(4, B, 4)`, the box that P2, P3, P4 and P5 pool from each image, xyxy in pixels.
+            groups: equal parts of the batch, each with BN statistics of its own.
         """
+        with bn_in_groups(self, groups):
+            return self._embed(images, boxes, groups)
+
+    def _embed(self, images: Tensor, boxes: Tensor, groups: int) -> Embeddings:
         stages = self.backbone.stages(images)
-        pyramid = list(self.backbone.pyramid(stages).values())
-        count, pooled = len(images), []
+        pyramid, pooled = list(self.backbone.pyramid(stages).values()), []
         if "level" in self.embeds:
             rows = [LEVELS.index(k) for k in self.levels]
             pooled += [self.pool(pyramid[row], boxes[row], STRIDES[row]) for row in rows]
         if "instance" in self.embeds:
             pooled.append(self.pool_assigned(pyramid, boxes))
-        # One pass for all: the head's BN sees every level.
-        embedded = list(self.projector(self.box_head(torch.cat(pooled))).float().split(count)) if pooled else []
-        return Embeddings(
-            instance=embedded.pop() if "instance" in self.embeds else None,
-            level=torch.stack(embedded) if "level" in self.embeds else None,
-            **self.canvas(stages[-1]),
-        )
+        found = self.canvas(stages[-1], groups)
+        if pooled:
+            # One pass for all: the head's BN sees every level.
+            embedded = by_map(self.projector(self.box_head(by_group(pooled, groups))).float(), len(pooled), groups)
+            if "instance" in self.embeds:
+                found["instance"] = embedded[-1]
+            if "level" in self.embeds:
+                found["level"] = embedded[: len(self.levels)]
+        return Embeddings(**found)
 
     def pool_assigned(self, pyramid: Sequence[Tensor], boxes: Tensor, images: Tensor | None = None) -> Tensor:
         """Pool each box from the one level that a detector would assign it to: `(R, C, 7, 7)`.
@@ -138,11 +145,12 @@ class StageEncoder(nn.Module):
         self.stage_projectors = nn.ModuleDict({str(k): projector for k, projector in projectors.items()})
         self.canvas = canvas
 
-    def forward(self, images: Tensor, boxes: Tensor) -> Embeddings:
-        """Embed one view `(B, 3, S, S)`; `boxes` are not looked at."""
-        stages = self.backbone.stages(images)
-        level = [p(stages[LEVELS.index(int(k))].mean((2, 3))).float() for k, p in self.stage_projectors.items()]
-        return Embeddings(level=torch.stack(level) if level else None, **self.canvas(stages[-1]))
+    def forward(self, images: Tensor, boxes: Tensor, groups: int = 1) -> Embeddings:
+        """Embed one view `(B, 3, S, S)` in BN groups; `boxes` are not looked at."""
+        with bn_in_groups(self, groups):
+            stages = self.backbone.stages(images)
+            level = [p(stages[LEVELS.index(int(k))].mean((2, 3))).float() for k, p in self.stage_projectors.items()]
+            return Embeddings(level=torch.stack(level) if level else None, **self.canvas(stages[-1], groups))
 
 
 def build_encoder(

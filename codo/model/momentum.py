@@ -11,40 +11,12 @@ from codo.losses import Embeddings
 from codo.runs.world import World
 
 
-def embed_in_groups(encoder: nn.Module, images: Tensor, boxes: Tensor, groups: int) -> Embeddings:
-    """Embed a batch in `groups` equal parts, each with BN statistics of its own.
-
-    Args:
-        encoder: `(images, boxes) -> Embeddings`.
-        images: `(B, 3, S, S)`.
-        boxes: `(4, B, 4)`.
-        groups: divides B.
-    """
-    parts = zip(images.chunk(groups), boxes.chunk(groups, dim=1), strict=True)
-    return Embeddings.concatenate([encoder(i, b) for i, b in parts])
-
-
-class GroupedEncoder(nn.Module):
-    """The query encoder, embedding in BN groups; what DDP wraps.
-
-    Args:
-        encoder: the query encoder.
-    """
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, images: Tensor, boxes: Tensor, groups: int) -> Embeddings:
-        """Embed; see `embed_in_groups`."""
-        return embed_in_groups(self.encoder, images, boxes, groups)
-
-
 class MomentumEncoder(nn.Module):
     """The key encoder.
 
     Args:
-        encoder: the query encoder; the key encoder starts as its copy and takes no gradient.
+        encoder: the query encoder, `(images, boxes, BN groups) -> Embeddings`; the key encoder starts as its copy and
+            takes no gradient.
         momentum: m; `key <- m key + (1 - m) query` at each `update`.
         groups: BN groups of the whole batch among which keys are shuffled; 1 turns the shuffle off, as it would do
             nothing.
@@ -98,7 +70,7 @@ class MomentumEncoder(nn.Module):
         rows = order[world.rank * count : (world.rank + 1) * count]
         images = world.gather(images)[rows].contiguous(memory_format=torch.channels_last)
         boxes = world.gather(boxes, 1)[:, rows]
-        embedded = embed_in_groups(self.encoder, images, boxes, self.groups // world.size)
+        embedded = self.encoder(images, boxes, self.groups // world.size)
         return gather(embedded, world).take(order.argsort())
 
 

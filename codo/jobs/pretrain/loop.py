@@ -94,7 +94,7 @@ class Trainer:
         if config.run.compile:
             method.query_encoder.compile()
             method.key_encoder.encoder.compile()
-        self.encoder = method.grouped_encoder(world, hardware.device)
+        self.encoder = method.trained_encoder(world, hardware.device)
         self.optimizer = build_optimizer(config, method)
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.precision == "fp16")
         self._shared = [p for p in method.losses.parameters() if p.requires_grad]

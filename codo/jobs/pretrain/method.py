@@ -14,9 +14,10 @@ from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
 from codo.heads import MLPProjector, RoIPool, box_head
 from codo.losses import EMBEDS, CosineLoss, DenseLoss, ImageLoss, InfoNCELoss, InstanceLoss, KeyQueue, LevelLoss, Loss
-from codo.model import AlignedEncoder, GroupedEncoder, MomentumEncoder, StageEncoder, build_encoder, synchronise_bn
+from codo.model import AlignedEncoder, MomentumEncoder, StageEncoder, build_encoder, synchronise_bn
 from codo.parts import Parts, make
 from codo.runs.seed import integer_seed, torch_generator
+from codo.runs.sgd import FusedSGD
 from codo.runs.world import World
 
 INFO_NCE: dict[str, type[InfoNCELoss]] = {"image": ImageLoss, "instance": InstanceLoss, "level": LevelLoss}
@@ -85,15 +86,14 @@ class Method(nn.Module):
         """Count the queues of keys."""
         return sum(isinstance(module, KeyQueue) for module in self.losses.modules())
 
-    def grouped_encoder(self, world: World, device: torch.device) -> nn.Module:
-        """Wrap the query encoder for training: in BN groups, and in DDP where there are several processes."""
-        grouped = GroupedEncoder(self.query_encoder)
+    def trained_encoder(self, world: World, device: torch.device) -> nn.Module:
+        """Wrap the query encoder in DDP where there are several processes."""
         if world.size == 1:
-            return grouped
+            return self.query_encoder
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers; its successor is too new
             return nn.parallel.DistributedDataParallel(
-                grouped,
+                self.query_encoder,
                 device_ids=[device] if device.type == "cuda" else None,
                 broadcast_buffers=False,  # each process's BN groups have statistics of their own
                 find_unused_parameters=not self.all_used,
@@ -212,13 +212,12 @@ def build_optimizer(config: PretrainConfig, method: Method) -> torch.optim.Optim
     optim, lr = config.optim, scaled_lr(config)
     parameters = [*method.query_encoder.parameters(), *method.losses.parameters()]
     if optim.name == "sgd":
-        return torch.optim.SGD(
+        return FusedSGD(
             parameters,
             lr=lr,
             momentum=optim.momentum,
             weight_decay=optim.weight_decay,
             nesterov=optim.nesterov and optim.momentum > 0,
-            fused=True,
         )
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": optim.weight_decay},

@@ -98,7 +98,7 @@ def test_each_optimizer_takes_its_fields(tiny):
         return build_optimizer(config, Method(config))
 
     sgd = built(weight_decay=0.3, momentum=0.8, nesterov=False)
-    assert type(sgd).__name__ == "SGD"
+    assert type(sgd).__name__ == "FusedSGD"
     assert (sgd.defaults["weight_decay"], sgd.defaults["momentum"], sgd.defaults["nesterov"]) == (0.3, 0.8, False)
     for name, kind in {"lars": "Lars", "adamw": "AdamW"}.items():
         optimizer = built(name=name, weight_decay=0.3)

@@ -1,0 +1,52 @@
+"""BN over groups of a batch, while the batch passes the network as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@contextmanager
+def bn_in_groups(module: nn.Module, groups: int) -> Iterator[None]:
+    """While open, every BN inside `module` normalises `groups` equal parts of its rows one by one.
+
+    The numbers are those of a pass for each part, running statistics too; the convolutions see one batch, which on two
+    cores makes a step of the small presets a tenth faster.
+
+    Args:
+        module: in training mode, where `groups` is not 1.
+        groups: divides the rows of each BN, which lie group after group; see `by_group`.
+
+    Example:
+        >>> norm, rows = nn.BatchNorm1d(1), torch.tensor([[1.0], [3.0], [5.0], [9.0]])
+        >>> with bn_in_groups(norm, 2):
+        ...     norm(rows).round().flatten().tolist()
+        [-1.0, 1.0, -1.0, 1.0]
+    """
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)] if groups > 1 else []
+    for norm in norms:
+        object.__setattr__(norm, "forward", partial(_in_parts, norm.forward, groups))
+    try:
+        yield
+    finally:
+        for norm in norms:
+            object.__delattr__(norm, "forward")
+
+
+def _in_parts(forward: Callable[[Tensor], Tensor], groups: int, rows: Tensor) -> Tensor:
+    return torch.cat([forward(part) for part in rows.chunk(groups)])
+
+
+def by_group(maps: Sequence[Tensor], groups: int) -> Tensor:
+    """Join several maps `(B, ...)` of the same samples, group after group: `(groups x maps x B / groups, ...)`."""
+    return torch.cat([part for parts in zip(*(m.chunk(groups) for m in maps), strict=True) for part in parts])
+
+
+def by_map(rows: Tensor, maps: int, groups: int) -> Tensor:
+    """Undo `by_group`: `(maps, B, ...)`."""
+    return rows.unflatten(0, (groups, maps, -1)).transpose(0, 1).flatten(1, 2)
