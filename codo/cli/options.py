@@ -25,6 +25,7 @@ FIELDS = {
     "device": "run.device",
     "precision": "run.precision",
     "compile": "run.compile",
+    "cache": "run.cache",
 }
 """Flag -> the config field that it sets."""
 
@@ -56,6 +57,7 @@ OPTIONS = [
     click.option("--seed", type=int, metavar="N", help="One seed fixes a run on one machine."),
     click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps."),
     click.option("--precision", metavar="NAME", help="auto, fp32, bf16 or fp16."),
+    click.option("--cache", metavar="WHERE", help="Decoded images: auto, ram, disk or off."),
     click.option("--compile/--no-compile", default=None, help="torch.compile the encoders, or not."),
 ]
 

@@ -173,8 +173,9 @@ class OptimSection(Section):
 class PretrainRunSection(RunSection):
     """How and where pretraining executes."""
 
-    cache: Literal["auto", "disk", "off"] = sourced("auto", "run")
-    """Decoded images as one memory-mapped file: `auto` while it is small (4 GiB), `off` decodes each time."""
+    cache: Literal["auto", "ram", "disk", "off"] = sourced("auto", "run")
+    """Decoded images as one memory-mapped file: `disk` keeps it ($CODO_CACHE), `ram` holds it in memory for this run,
+    `auto` is disk while it is small (4 GiB, half of the free disk), `off` decodes each time."""
     checkpoint_every: int | None = sourced(None, "run", ge=1)
     """Steps between two checkpoints; unset: once an epoch."""
     probe_every: int = sourced(0, "run", ge=0)

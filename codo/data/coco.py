@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from codo.data.coco_json import checked, entries_of, no_garbage_collection, read_categories, read_json
-from codo.data.images import list_files, list_images, relative_names
+from codo.data.files import ImageFiles
+from codo.data.images import list_files, list_images
 from codo.errors import CodoError
 
 SIMPLE_LAYOUT = "images/ + instances_train.json + instances_val.json"
@@ -105,7 +104,7 @@ def find_splits(root: Path) -> CocoSplits:
     )
 
 
-def background_paths(root: Path) -> list[Path]:
+def background_paths(root: Path) -> ImageFiles:
     """List the background images of `root`: a COCO-format set's training images, or a plain folder's images.
 
     Of a COCO-format set only the images listed in the training JSON count (never those of the validation split); its
@@ -119,7 +118,7 @@ def background_paths(root: Path) -> list[Path]:
 
 
 @no_garbage_collection()
-def split_paths(root: Path, split: str) -> list[Path]:
+def split_paths(root: Path, split: str) -> ImageFiles:
     """List the images of a COCO-format set's `train` or `val` split; none where it has no such split.
 
     Raises:
@@ -128,11 +127,11 @@ def split_paths(root: Path, split: str) -> list[Path]:
     root = Path(root)
     jsons = _split_jsons(root, split)
     if not jsons:
-        return []
+        return ImageFiles.of([])
     year, json_path = next(iter(jsons.items()))
     content = read_json(json_path)
     images, _ = _images(entries_of(content, "images", json_path), json_path, _image_folder(root, split, year))
-    return [image.path for image in images]
+    return ImageFiles.of([image.path for image in images])
 
 
 @no_garbage_collection()
@@ -158,25 +157,6 @@ def load_coco(json_path: Path, images: Path) -> CocoDataset:
     entries = entries_of(content, "annotations", json_path)
     annotations = _annotations(entries, json_path, kept, absent, categories, skipped)
     return CocoDataset(kept, annotations, categories, skipped)
-
-
-def data_fingerprint(paths: Sequence[Path]) -> str:
-    """Fingerprint a set of files by their names and sizes.
-
-    Names are relative to the files' common folder and times are left out, so that a copy elsewhere keeps its
-    fingerprint. The content is not read: a change that keeps a file's name and length goes unnoticed.
-
-    Returns:
-        64 hexadecimal digits (sha256); independent of the order of `paths`.
-
-    Raises:
-        CodoError: a file is missing.
-    """
-    try:
-        lines = [f"{name}\0{os.stat(p).st_size}\n" for name, p in zip(relative_names(paths), paths, strict=True)]
-    except OSError as error:
-        raise CodoError(f"{error.filename}: {error.strerror}; the data set changed while it was read") from error
-    return hashlib.sha256("".join(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _split_jsons(root: Path, split: str) -> dict[str, Path]:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from codo.data.coco import background_paths, data_fingerprint, find_splits, is_coco, load_coco, split_paths
+from codo.data.coco import background_paths, find_splits, is_coco, load_coco, split_paths
+from codo.data.files import data_fingerprint
 from codo.errors import CodoError
 
 CONTENT: dict[str, Any] = {

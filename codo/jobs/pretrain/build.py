@@ -19,13 +19,14 @@ from codo.augment import (
 )
 from codo.config.pretrain import PretrainConfig
 from codo.data.cache import ImagePool
-from codo.data.coco import background_paths, data_fingerprint
+from codo.data.coco import background_paths
+from codo.data.files import ImageFiles, ImageSet, Source, data_fingerprint
 from codo.data.images import list_images
 from codo.data.sample import sample_data
 from codo.errors import CodoError
 from codo.jobs.pretrain.samples import Background, SampleDataset
 from codo.parts import Parts, make
-from codo.runs.console import counter, warn
+from codo.runs.console import counter, say, warn
 from codo.runs.seed import generator
 
 FOREGROUND_DETAIL = 2.25
@@ -38,13 +39,13 @@ class Sources:
     """Where the images come from.
 
     Attributes:
-        foregrounds: paths.
-        backgrounds: paths of the downstream data set's images; empty where the run does not use them.
+        foregrounds: the images.
+        backgrounds: those of the downstream data set's images; empty where the run does not use them.
         names: what to call both, for records.
     """
 
-    foregrounds: list[Path]
-    backgrounds: list[Path]
+    foregrounds: ImageSet[Source]
+    backgrounds: ImageSet[Source]
     names: dict[str, str]
 
     @property
@@ -83,7 +84,7 @@ def find_sources(config: PretrainConfig) -> Sources:
         warn("data.backgrounds is named, and this config pastes nothing on them")
     sources = Sources(
         images,
-        background_paths(backgrounds) if config.uses_backgrounds and backgrounds else [],
+        background_paths(backgrounds) if config.uses_backgrounds and backgrounds else ImageFiles.of([]),
         names,
     )
     return sources
@@ -108,12 +109,12 @@ def data_folders(config: PretrainConfig) -> tuple[Path, Path | None, dict[str, s
     return Path(foregrounds), Path(backgrounds) if backgrounds is not None else None, names
 
 
-def trained_foregrounds(config: PretrainConfig, folder: Path) -> list[Path]:
+def trained_foregrounds(config: PretrainConfig, folder: Path) -> ImageFiles:
     """List the images of a folder that a run of this config trains on: all, or those that `data.limit` draws."""
     images = list_images(folder)
     if config.data.limit is not None and config.data.limit < len(images):
         drawn = generator("foregrounds", config.seed).permutation(len(images))[: config.data.limit]
-        images = [images[i] for i in sorted(drawn)]
+        images = images.take(sorted(drawn))
     return images
 
 
@@ -130,9 +131,16 @@ def build_dataset(config: PretrainConfig, sources: Sources, parts: Parts | None 
     """Open the images (decoding them once into the cache) and compose the views."""
     parts = parts or Parts()
 
-    def pool(name: str, paths: list[Path], square: int | None = None, short_side: int | None = None) -> ImagePool:
+    def pool(
+        name: str, images: ImageSet[Source], *, square: int | None = None, short_side: int | None = None
+    ) -> ImagePool:
         found = ImagePool.build(
-            paths, square=square, short_side=short_side, cache=config.run.cache, progress=counter(f"decoding {name}")
+            images,
+            square=square,
+            short_side=short_side,
+            cache=config.run.cache,
+            progress=counter(f"decoding {name}"),
+            say=lambda text: say(f"cache of the {name}: {text}"),
         )
         if found.note:
             warn(f"{name}: {found.note}")

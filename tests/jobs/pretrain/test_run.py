@@ -162,6 +162,13 @@ def test_broken_foregrounds_are_left_out_and_counted(tiny, images, tmp_path):
         resume(tmp_path / "uncached", {"optim.epochs": 7, "run.cache": "disk"})
 
 
+@pytest.mark.parametrize("cache", ["ram", "off"])
+def test_where_images_are_kept_decides_nothing(finished, tiny, tmp_path, capsys, cache):
+    result = pretrain(tiny(run__cache=cache), tmp_path / "run")
+    assert curve(result.path) == curve(finished.path)
+    assert ("cache of the foregrounds: 12 images, about" in capsys.readouterr().err) == (cache == "ram")
+
+
 def test_broken_backgrounds_are_reported_too(tiny, images, tmp_path):
     copy = tmp_path / "backgrounds"
     shutil.copytree(images / "backgrounds", copy)
