@@ -58,7 +58,7 @@ def test_waiting_for_data_is_said(
     monkeypatch.setattr(DetectionDataset, "__getitem__", read_slowly)
     monkeypatch.setattr(data_wait, "WARM_UP", 1)
     monkeypatch.setattr(data_wait, "READING", 1)
-    transfer(make_config(optim__epochs=1), tmp_path / "run")
+    transfer(make_config(optim={"epochs": 1}), tmp_path / "run")
     assert capsys.readouterr().err.count("% of the time is spent waiting for data.") == 2
 
 
