@@ -30,11 +30,15 @@ FIELDS = {
 """Flag -> the config field that it sets."""
 
 OPTIONS = [
-    click.option("--foregrounds", metavar="DIR", help="Folder of unlabelled, object-centric images."),
+    click.option(
+        "--foregrounds",
+        metavar="DIR|SHARDS",
+        help="Folder of unlabelled, object-centric images; or tar shards, 'train-{0000..0099}.tar', local or URLs.",
+    ),
     click.option(
         "--backgrounds",
-        metavar="DIR",
-        help="COCO-format data set or folder: the images you will detect on, labels unused.",
+        metavar="DIR|SHARDS",
+        help="COCO-format data set, folder or shards: the images you will detect on, labels unused.",
     ),
     click.option("--preset", metavar="NAME", help="Named settings to start from (`codo presets` lists them)."),
     click.option("--config", "file", metavar="FILE", type=click.Path(path_type=Path), help="YAML of config fields."),

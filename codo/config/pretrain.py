@@ -19,9 +19,10 @@ class DataSection(Section):
     """Unlabelled images in. Both unset: the built-in sample data."""
 
     foregrounds: str | None = sourced(None, "run")
-    """Folder of object-centric images, read with its sub-folders."""
+    """Folder of object-centric images, read with its sub-folders; or tar shards, `train-{0000..0099}.tar`, paths or
+    URLs (extra `webdataset`)."""
     backgrounds: str | None = sourced(None, "run")
-    """COCO-format data set (its training images) or folder: the downstream data, labels unused."""
+    """COCO-format data set (its training images), folder or shards: the downstream data, labels unused."""
     limit: int | None = sourced(None, "ours", ge=2)
     """Use at most this many foregrounds, drawn by the seed; a smaller draw is part of a larger one."""
 

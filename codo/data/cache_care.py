@@ -55,7 +55,8 @@ def entries() -> list[Entry]:
     for folder in (cache_root() / "images", memory_folder(), cache_root() / "shards"):
         for file in folder.iterdir() if folder.is_dir() else ():
             status = file.stat()
-            found.append(Entry(file, status.st_size, status.st_mtime, is_held(file), _content(file)))
+            held = is_held(_lock_of(file))
+            found.append(Entry(file, status.st_size, status.st_mtime, held, _content(file)))
     return sorted(found, key=lambda entry: -entry.used)
 
 
@@ -79,7 +80,7 @@ def clear(
             continue
         if keep_bytes is not None and left <= keep_bytes:
             break
-        if remove_unused(entry.file):
+        if remove_unused(entry.file, _lock_of(entry.file)):
             removed.append(entry)
             left -= entry.bytes
         else:
@@ -131,10 +132,17 @@ def _target(index: dict[str, np.ndarray]) -> Target:
     return Target(**json.loads(index["about"].tobytes()))
 
 
+def _lock_of(file: Path) -> Path:
+    """Name what a process locks that uses a file: itself, or the folder of shards, which may be thousands."""
+    return file if file.suffix in (".pool", ".partial") else file.parent
+
+
 def _content(file: Path) -> str:
     """Say what a file holds."""
     if file.suffix == ".partial":
         return "unfinished; the next run that wants it goes on"
+    if file.suffix == ".index":
+        return "index of shards"
     if file.suffix != ".pool":
         return "downloaded shard"
     content = read_index(file)

@@ -128,13 +128,13 @@ def is_at(descriptor: int, file: Path) -> bool:
 
 
 def is_held(file: Path) -> bool:
-    """Tell whether a process reads or builds a file."""
+    """Tell whether a process reads or builds a file, or uses a folder."""
     return not _alone(file, lambda: None)
 
 
-def remove_unused(file: Path) -> bool:
-    """Remove a file unless a process holds it (then, or if it is not ours, return False)."""
-    return _alone(file, file.unlink)
+def remove_unused(file: Path, lock: Path | None = None) -> bool:
+    """Remove a file unless a process holds it, or `lock` (then, or if it is not ours, return False)."""
+    return _alone(lock or file, file.unlink)
 
 
 def _alone(file: Path, act: Callable[[], None]) -> bool:
