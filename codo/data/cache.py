@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ import numpy as np
 import PIL
 
 from codo.data.files import ImageSet, Source, as_image_set
-from codo.data.images import ImageError, decode, decode_content, image_size, read_content, resize
+from codo.data.images import ImageError, decode_content, image_size, read_content, resize
 from codo.data.pool_file import (
     FORMAT,
     NO_HASH,
@@ -72,13 +72,11 @@ class Target:
         scale = min(1.0, self.side / min(width, height))
         return max(1, round(width * scale)), max(1, round(height * scale))
 
-    def fit(self, image: np.ndarray) -> np.ndarray:
-        """Resize a decoded image to `(H, W, 3) uint8`."""
+    def load(self, source: Source, content: bytes | None = None) -> np.ndarray:
+        """Decode (from `content`, where it has been read) and resize to `(H, W, 3) uint8`; raises `ImageError`."""
+        content = read_content(source) if content is None else content
+        image = decode_content(content, source, self.side)
         return resize(image, *self.size(image.shape[1], image.shape[0]))
-
-    def load(self, source: Source) -> np.ndarray:
-        """Decode and resize one image to `(H, W, 3) uint8`; raises `ImageError`."""
-        return self.fit(decode(source, min_side=self.side))
 
 
 class ImagePool:
@@ -215,7 +213,7 @@ def _make(
     passing: bool,
 ) -> PoolFile:
     """Build a cache, or wait for the process that does; raises `OSError` where it cannot be written."""
-    about = {"square": target.square, "short_side": target.short_side}
+    about = asdict(target)
     for _ in range(10):  # a file may be evicted as soon as it is whole
         stream = claim(unfinished(file), say)
         if stream is not None:
@@ -298,7 +296,7 @@ def _sweep(folder: Path, stem: str) -> None:
 
 def pool_key(images: ImageSet[Any], target: Target) -> str:
     """Hash all that the cache's content depends on."""
-    told = (FORMAT, PIL.__version__, target.square, target.short_side, os.path.abspath(images.folder))
+    told = (FORMAT, PIL.__version__, target, os.path.abspath(images.folder))
     digest = hashlib.sha256(repr(told).encode("utf-8", "surrogateescape"))
     for name in images.names():
         digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
@@ -315,7 +313,7 @@ def _decode_all(images: ImageSet[Any], target: Target, first: int) -> Generator[
         try:
             content = read_content(source)
             source_hash = content_hash(content)
-            return target.fit(decode_content(content, source, target.side)), source_hash
+            return target.load(source, content), source_hash
         except ImageError as error:
             return str(error).removeprefix(f"{source}: "), source_hash
 
