@@ -25,6 +25,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from PIL import Image
 
 from benchmarks.results_file import Row, versions, write
 from codo.config import load_pretrain_config
@@ -59,14 +60,22 @@ def cache_in(folder: Path) -> Iterator[None]:
             os.environ["CODO_CACHE"] = before
 
 
-def config_of_images() -> PretrainConfig:
-    """Settings of `codo-small` on the images that are here."""
+def config_of_images(small: Path | None) -> PretrainConfig:
+    """Settings of `codo-small` on the images that are here; on a few made up in `small` where that is given."""
     root = Path(os.environ.get("CODO_DATA", "absent"))
     fields: dict[str, Any] = {"run.device": "cpu"}
-    if (root / "objects_open").is_dir():
+    if small is not None:
+        rng = np.random.default_rng(0)
+        (small / "pictures").mkdir()
+        for i in range(40):
+            coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+            coarse.resize((400, 300), Image.Resampling.BICUBIC).save(small / "pictures" / f"{i}.jpg")
+        fields |= {"data.foregrounds": str(small / "pictures"), "data.backgrounds": str(small / "pictures")}
+    elif (root / "objects_open").is_dir():
         fields |= {"data.foregrounds": str(root / "objects_open" / "images"), "data.backgrounds": str(root / "cards")}
     else:
-        sample_data()
+        sample = sample_data()
+        fields |= {"data.foregrounds": str(sample / "foregrounds"), "data.backgrounds": str(sample / "detection")}
     return load_pretrain_config(preset="codo-small", flags=fields)
 
 
@@ -116,8 +125,10 @@ def measure_loader(config: PretrainConfig, steps: int, rounds: int) -> dict[str,
     return {cache: steps * batch / times.median(cache) for cache in sides}
 
 
-def peak_of(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """Run something in a fresh process; add the seconds, and the MiB that its memory rose by at its peak."""
+def peak_of(work: Callable[..., dict[str, Any]], *arguments: Any, fresh: bool) -> dict[str, Any]:
+    """Run something, in a fresh process or this one; add the seconds, and the MiB that memory rose by at the peak."""
+    if not fresh:
+        return _measured(work, *arguments)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_measured, work, *arguments).result()
 
@@ -202,11 +213,15 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     small = parser.parse_args().small
     facts = machine() | peaks(rounds=1 if small else 5) | versions("torch", "pillow", "msgspec")
-    with tempfile.TemporaryDirectory() as name, cache_in(Path(name) / "cache"):
+    with tempfile.TemporaryDirectory() as name:
         temporary = Path(name)
-        config = config_of_images()
-        if small:
-            config = config.model_copy(update={"data": config.data.model_copy(update={"limit": 64})})
+        config = config_of_images(temporary if small else None)
+        measure(facts, config, temporary, small=small)
+
+
+def measure(facts: dict[str, Any], config: PretrainConfig, temporary: Path, *, small: bool) -> None:
+    """Measure all, and report it."""
+    with cache_in(temporary / "cache"):
         images = find_sources(config).foregrounds
         side = int(2.25 * config.canvas)
         cache = measure_cache(images, side, rounds=1 if small else 3)
@@ -215,13 +230,13 @@ def main() -> None:
         coco = {}
         for kind in ("masks", "boxes"):
             file = write_coco(temporary, COCO_IMAGES // share, COCO_BOXES // share, masks=kind == "masks")
-            found = peak_of(load, file)
+            found = peak_of(load, file, fresh=not small)
             coco[kind] = found | {"ratio": found["peak_mib"] / found["file_mib"]}
             file.unlink()
         listing = []
         for count in (1_000, 3_000) if small else (1_000, 10_000, 100_000, 1_000_000):
             make_files(temporary / "files", count)
-            listing.append(peak_of(start_up, temporary / "files"))
+            listing.append(peak_of(start_up, temporary / "files", fresh=not small))
             shutil.rmtree(temporary / "files")
     report(facts, cache, loader, coco, listing, small=small)
 

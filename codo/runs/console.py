@@ -88,8 +88,7 @@ class JobProgress:
 
 
 def counter(description: str) -> Callable[[int, int], None]:
-    """Make a callback `(done, total)` that shows work: one bar on a terminal; plain lines where it is long, and one at
-    its end."""
+    """Make a callback `(done, total)` that shows work: a bar on a terminal; in a pipe a line every ten seconds, and last."""
     state: dict[str, Progress] = {}
     last = time.monotonic()
 
