@@ -47,6 +47,11 @@ SECONDS = 10.0
 """In which the JSON should be loaded."""
 
 
+NOTE = """as many images and boxes in a third of the bytes. Tried: dicts (5.2), typed objects (3.8), columns (2.9), columns \
+that let go of each entry as it is read (2.5); the rest is the file, an object an image, and their paths"""
+"""Why boxes without polygons take more than twice their file."""
+
+
 @contextmanager
 def cache_in(folder: Path) -> Iterator[None]:
     """Keep what is measured out of the user's cache."""
@@ -256,7 +261,8 @@ def report(
         text = f"{found['file_mib']:.0f} MiB in {found['seconds']:.1f} s, at the peak {found['peak_mib']:.0f} MiB"
         work = f"COCO-train-sized JSON, {'polygons' if kind == 'masks' else 'boxes alone'}"
         rows.append(Row(f"{work}: seconds", text, found["seconds"], SECONDS, at_most=True, unit="s"))
-        rows.append(Row(f"{work}: memory / file", text, found["ratio"], 2.0, at_most=True))
+        note = NOTE if kind == "boxes" else ""
+        rows.append(Row(f"{work}: memory / file", text, found["ratio"], 2.0, at_most=True, note=note))
     needs = cache["predicted_mib"] / cache["images"] * IMAGENET / 1024
     lines = [
         f"Cache of {cache['images']:.0f} images: {cache['built_per_s']:.0f} images/s built, decoding alone "

@@ -253,9 +253,10 @@ def _annotations(
     """Clean the annotations and sort them by image; count in `skipped` what was wrong with some."""
     annotations = Annotations([image.id for image in images])
     sizes = {image.id: (image.width, image.height) for image in images}
-    for index, entry in enumerate(entries):
+    for index in range(len(entries)):
         try:
-            found = annotation_of(entry)
+            found = annotation_of(entries[index])
+            entries[index] = None  # a million of them are worth letting go
             for key in ("image_id", "category_id", "bbox"):
                 if getattr(found, key) is UNSET:
                     raise CodoError(f"{path}: annotations[{index}] has no {key!r}")

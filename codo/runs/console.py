@@ -88,7 +88,7 @@ class JobProgress:
 
 
 def counter(description: str) -> Callable[[int, int], None]:
-    """Make a callback `(done, total)` that shows work: a bar on a terminal; in a pipe a line every ten seconds, and last."""
+    """Make a callback `(done, total)` that shows work: a bar on a terminal, a line every ten seconds in a pipe."""
     state: dict[str, Progress] = {}
     last = time.monotonic()
 
