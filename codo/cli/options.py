@@ -25,15 +25,20 @@ FIELDS = {
     "device": "run.device",
     "precision": "run.precision",
     "compile": "run.compile",
+    "cache": "run.cache",
 }
 """Flag -> the config field that it sets."""
 
 OPTIONS = [
-    click.option("--foregrounds", metavar="DIR", help="Folder of unlabelled, object-centric images."),
+    click.option(
+        "--foregrounds",
+        metavar="DIR|SHARDS",
+        help="Folder of unlabelled, object-centric images; or tar shards, 'train-{0000..0099}.tar', local or URLs.",
+    ),
     click.option(
         "--backgrounds",
-        metavar="DIR",
-        help="COCO-format data set or folder: the images you will detect on, labels unused.",
+        metavar="DIR|SHARDS",
+        help="COCO-format data set, folder or shards: the images you will detect on, labels unused.",
     ),
     click.option("--preset", metavar="NAME", help="Named settings to start from (`codo presets` lists them)."),
     click.option("--config", "file", metavar="FILE", type=click.Path(path_type=Path), help="YAML of config fields."),
@@ -56,6 +61,7 @@ OPTIONS = [
     click.option("--seed", type=int, metavar="N", help="One seed fixes a run on one machine."),
     click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps."),
     click.option("--precision", metavar="NAME", help="auto, fp32, bf16 or fp16."),
+    click.option("--cache", metavar="WHERE", help="Decoded images: auto, ram, disk or off."),
     click.option("--compile/--no-compile", default=None, help="torch.compile the encoders, or not."),
 ]
 

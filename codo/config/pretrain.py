@@ -19,9 +19,10 @@ class DataSection(Section):
     """Unlabelled images in. Both unset: the built-in sample data."""
 
     foregrounds: str | None = sourced(None, "run")
-    """Folder of object-centric images, read with its sub-folders."""
+    """Folder of object-centric images, read with its sub-folders; or tar shards, `train-{0000..0099}.tar`, paths or
+    URLs (extra `webdataset`)."""
     backgrounds: str | None = sourced(None, "run")
-    """COCO-format data set (its training images) or folder: the downstream data, labels unused."""
+    """COCO-format data set (its training images), folder or shards: the downstream data, labels unused."""
     limit: int | None = sourced(None, "ours", ge=2)
     """Use at most this many foregrounds, drawn by the seed; a smaller draw is part of a larger one."""
 
@@ -173,8 +174,9 @@ class OptimSection(Section):
 class PretrainRunSection(RunSection):
     """How and where pretraining executes."""
 
-    cache: Literal["auto", "disk", "off"] = sourced("auto", "run")
-    """Decoded images as one memory-mapped file: `auto` while it is small (4 GiB), `off` decodes each time."""
+    cache: Literal["auto", "ram", "disk", "off"] = sourced("auto", "run")
+    """Decoded images as one memory-mapped file: `disk` keeps it ($CODO_CACHE), `ram` holds it in memory for this run,
+    `auto` is disk while it is small (4 GiB, half of the free disk), `off` decodes each time."""
     checkpoint_every: int | None = sourced(None, "run", ge=1)
     """Steps between two checkpoints; unset: once an epoch."""
     probe_every: int = sourced(0, "run", ge=0)

@@ -1,35 +1,46 @@
-"""Images decoded once: a pool of small uint8 pictures behind one memory-mapped file."""
+"""Images decoded once: a pool of small uint8 pictures behind one memory-mapped file, on disk or in memory."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import shutil
-import struct
+import stat
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-from zipfile import BadZipFile
+from typing import Any, Literal
 
 import numpy as np
 import PIL
 
-from codo.data.images import ImageError, decode, image_size, resize
+from codo.data.files import ImageSet, Source, as_image_set
+from codo.data.images import ImageError, decode_content, image_size, read_content, resize
+from codo.data.pool_file import (
+    FORMAT,
+    NO_HASH,
+    Decoded,
+    PoolFile,
+    claim,
+    content_hash,
+    remove_unused,
+    unfinished,
+    write,
+)
 from codo.errors import CodoError
-from codo.runs.caching import cache_root
-from codo.runs.files import atomic_path
+from codo.runs.caching import bytes_text, cache_root
 
 AUTO_LIMIT = 4 * 2**30
 """Bytes up to which `cache="auto"` writes a cache."""
 
-_FORMAT = 1  # raise it when the file's layout or the meaning of its pixels changes
-_MAGIC = b"codopool"
-_TAIL = struct.Struct("<QQ8s")  # bytes of pixels, bytes of index, magic: the file's end
+MEMORY = Path("/dev/shm")
+"""Where files are memory that processes share (Linux)."""
+
+Cache = Literal["auto", "ram", "disk", "off"]
+
 _SAMPLE = 64  # image headers read to predict the size of a pool
 
 
@@ -46,6 +57,9 @@ class Target:
         if self.side < 1:
             raise ValueError(f"a side of {self.side} pixels; at least 1 is needed")
 
+    def __str__(self) -> str:
+        return f"{self.side} x {self.side} pixels" if self.square else f"short side up to {self.side} pixels"
+
     @property
     def side(self) -> int:
         """The one that is set."""
@@ -58,30 +72,11 @@ class Target:
         scale = min(1.0, self.side / min(width, height))
         return max(1, round(width * scale)), max(1, round(height * scale))
 
-    def load(self, path: Path) -> np.ndarray:
-        """Decode and resize one file to `(H, W, 3) uint8`; raises `ImageError`."""
-        image = decode(path, min_side=self.side)
+    def load(self, source: Source, content: bytes | None = None) -> np.ndarray:
+        """Decode (from `content`, where it has been read) and resize to `(H, W, 3) uint8`; raises `ImageError`."""
+        content = read_content(source) if content is None else content
+        image = decode_content(content, source, self.side)
         return resize(image, *self.size(image.shape[1], image.shape[0]))
-
-
-class _Cache(NamedTuple):
-    """A whole cache file and its index; `source` counts in the list of paths that the pool was built from."""
-
-    file: Path
-    bytes: int  # of all pixels; they begin the file
-    source: np.ndarray  # (N,) int64
-    height: np.ndarray  # (N,) int64
-    width: np.ndarray  # (N,) int64
-    start: np.ndarray  # (N,) int64, bytes
-    broken_source: np.ndarray  # (M,) int64
-    broken_reason: np.ndarray  # (M,) str
-
-    def map_pixels(self) -> np.ndarray:
-        """Map the pixels into memory, flat and read-only; raises `CodoError` if the file is gone."""
-        try:
-            return np.asarray(np.memmap(self.file, dtype=np.uint8, mode="r", shape=(self.bytes,)))
-        except (OSError, ValueError) as error:
-            raise CodoError(f"the image cache {self.file} went away or shrank during the run; run again") from error
 
 
 class ImagePool:
@@ -98,92 +93,107 @@ class ImagePool:
     """
 
     def __init__(
-        self, paths: list[Path], target: Target, predicted_bytes: int, cache: _Cache | None, note: str | None = None
+        self,
+        images: ImageSet[Any],
+        target: Target,
+        predicted_bytes: int,
+        held: PoolFile | None,
+        note: str | None = None,
     ) -> None:
         self.predicted_bytes = predicted_bytes
         self.note = note
         self._target = target
-        self._cache = cache
+        self._held = held
         self._pixels: np.ndarray | None = None
-        self.paths = list(paths) if cache is None else [paths[i] for i in cache.source]
-        self.broken: list[tuple[Path, str]] = []
-        if cache is not None:
-            reasons = zip(cache.broken_source, cache.broken_reason, strict=True)
-            self.broken = [(paths[i], str(reason)) for i, reason in reasons]
+        self.paths: ImageSet[Any] = images
+        self.broken: list[tuple[Source, str]] = []
+        if held is not None:
+            if len(held.source) < len(images):
+                self.paths = images.take(held.source)
+            reasons = zip(held.broken_source, held.broken_reason, strict=True)
+            self.broken = [(images[int(i)], str(reason)) for i, reason in reasons]
 
     @classmethod
     def build(
         cls,
-        paths: Sequence[Path],
+        images: Sequence[Source],
         *,
         square: int | None = None,
         short_side: int | None = None,
-        cache: Literal["auto", "disk", "off"] = "auto",
+        cache: Cache = "auto",
         cache_dir: Path | None = None,
         progress: Callable[[int, int], None] | None = None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> ImagePool:
-        """Make a pool of the images `paths`.
+        """Make a pool of images.
 
         A cache is named by a hash of the files' paths, sizes and times, the target size and Pillow's version: a later
-        call with the same images opens it at once, a changed image makes a new one.
+        call with the same images opens it at once, a changed image makes a new one. Of several processes that want the
+        same cache one builds it and the others wait; a build that was killed goes on where it was.
 
         Args:
-            paths: image files, at least one.
+            images: image files or members of tar files, at least one.
             square: resize to square x square pixels; the aspect ratio is not kept (backgrounds).
             short_side: shrink until the short side is at most this many pixels; nothing is enlarged (foregrounds).
-            cache: "disk": decode all now, or reuse an earlier cache; broken images are found and left out. "off":
-                decode on each access, a broken image raises `ImageError` there. "auto": disk, if the pool is expected
-                to take less than 4 GiB and half of the free disk and can be written, else off.
-            cache_dir: folder for the cache file; `cache_root() / "images"` by default.
+            cache: "disk": decode all now, or reuse an earlier cache; broken images are found and left out. "ram": the
+                same in memory, shared by the processes that use it and gone with the last of them. "off": decode on
+                each access, a broken image raises `ImageError` there. "auto": disk, if the pool is expected to take
+                less than 4 GiB and half of the free disk and can be written, else off.
+            cache_dir: folder for the cache file on disk; `cache_root() / "images"` by default.
             progress: called with (done, total) after each decoded image; not called when a cache is reused.
+            say: told, before images are decoded, how many there are, what they will take and where.
 
         Raises:
             ValueError: not exactly one of `square` and `short_side`, or below 1; an unknown `cache`.
-            CodoError: no paths; no image can be decoded; with "disk", the cache cannot be written.
+            CodoError: no images; none can be decoded; with "disk" and "ram", the cache cannot be written.
         """
         target = Target(square, short_side)
-        if cache not in ("auto", "disk", "off"):
-            raise ValueError(f"cache={cache!r}; auto, disk or off is expected")
-        if not paths:
+        if cache not in ("auto", "ram", "disk", "off"):
+            raise ValueError(f"cache={cache!r}; auto, ram, disk or off is expected")
+        if not images:
             raise CodoError("an image pool needs at least one image; the list of paths is empty")
-        paths = [Path(path) for path in paths]
-        predicted = _predict_bytes(paths, target)
+        found = as_image_set(images)
+        predicted = _predict_bytes(found, target)
         if cache == "off":
-            return cls(paths, target, predicted, None)
-        folder = cache_root() / "images" if cache_dir is None else Path(cache_dir)
-        file = folder / f"{_key(paths, target)}.pool"
-        if ready := _open(file, len(paths)):
-            return cls(paths, target, predicted, ready)
-        if cache == "auto" and (note := _no_room(predicted, folder)):
-            return cls(paths, target, predicted, None, note)
+            return cls(found, target, predicted, None)
+        ram = cache == "ram"
+        folder = _make_memory_folder() if ram else cache_root() / "images" if cache_dir is None else Path(cache_dir)
+        file = folder / f"{pool_key(found, target)}.pool"
+        if ram:
+            _sweep(folder, file.stem)
+        if ready := PoolFile.open(file, len(found), passing=ram):
+            return cls(found, target, predicted, ready)
+        if lacks := _lacks(predicted, folder, cache, file):
+            if cache != "auto":
+                raise CodoError(f"run.cache={cache}: {lacks}")
+            return cls(found, target, predicted, None, f"images are decoded on each access: {lacks}")
+        where = f"in memory, {file}" if ram else f"on disk, {file}"
+        say(f"{len(found):,} images, {'' if square else 'about '}{bytes_text(predicted)} {where}")
         try:
-            _write(file, paths, target, progress)
-        except CodoError as error:
-            if cache == "disk" or not isinstance(error.__cause__, OSError):
-                raise
-            return cls(paths, target, predicted, None, f"images are decoded on each access: {error}")
-        ready = _open(file, len(paths))
-        if ready is None:
-            raise CodoError(f"the image cache {file} was changed while it was written; try again, or use cache=off")
-        return cls(paths, target, predicted, ready)
+            return cls(found, target, predicted, _make(file, found, target, progress, say, passing=ram))
+        except OSError as error:
+            text = f"cannot write {file}: {error.strerror or error}; free some space or use another run.cache"
+            if cache != "auto":
+                raise CodoError(text) from error
+            return cls(found, target, predicted, None, f"images are decoded on each access: {text}")
 
     @property
     def cached(self) -> bool:
         """Whether the images come from a memory-mapped file, and not from a decoder."""
-        return self._cache is not None
+        return self._held is not None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Return image `index` as `(H, W, 3) uint8`, read-only; raises `ImageError` if not cached and broken."""
-        if self._cache is None:
+        if self._held is None:
             image = self._target.load(self.paths[index])
             image.flags.writeable = False
             return image
         if self._pixels is None:
-            self._pixels = self._cache.map_pixels()
-        start, height, width = (int(c[index]) for c in (self._cache.start, self._cache.height, self._cache.width))
+            self._pixels = self._held.map_pixels()
+        start, height, width = (int(c[index]) for c in (self._held.start, self._held.height, self._held.width))
         return self._pixels[start : start + height * width * 3].reshape(height, width, 3)
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -193,105 +203,126 @@ class ImagePool:
         return self.__dict__ | {"_pixels": None}  # a memory map would be pickled as its pixels
 
 
-def _predict_bytes(paths: list[Path], target: Target) -> int:
+def _make(
+    file: Path,
+    images: ImageSet[Any],
+    target: Target,
+    progress: Callable[[int, int], None] | None,
+    say: Callable[[str], None],
+    *,
+    passing: bool,
+) -> PoolFile:
+    """Build a cache, or wait for the process that does; raises `OSError` where it cannot be written."""
+    about = asdict(target)
+    for _ in range(10):  # a file may be evicted as soon as it is whole
+        stream = claim(unfinished(file), say)
+        if stream is not None:
+            with stream:
+                # The process that we have waited for may have made it.
+                if (ready := PoolFile.open(file, len(images), passing=passing)) is not None:
+                    unfinished(file).unlink(missing_ok=True)
+                    return ready
+                write(stream, file, images, lambda first: _decode_all(images, target, first), about, progress, say)
+        if (ready := PoolFile.open(file, len(images), passing=passing)) is not None:
+            return ready
+    raise CodoError(f"the image cache {file} is changed as soon as it is written; use run.cache=off")
+
+
+def _predict_bytes(images: ImageSet[Any], target: Target) -> int:
     """Predict the pool's size from the headers of some evenly spread images."""
     if target.square is not None:
-        return len(paths) * 3 * target.square**2
+        return len(images) * 3 * target.square**2
     areas = []
-    for path in paths[:: max(1, len(paths) // _SAMPLE)]:
+    for source in images[:: max(1, len(images) // _SAMPLE)]:
         with suppress(ImageError):
-            width, height = target.size(*image_size(path))
+            width, height = target.size(*image_size(source))
             areas.append(width * height)
-    return round(len(paths) * 3 * sum(areas) / len(areas)) if areas else 0
+    return round(len(images) * 3 * sum(areas) / len(areas)) if areas else 0
 
 
-def _no_room(predicted: int, folder: Path) -> str | None:
-    """Say why a pool of `predicted` bytes is not to be written into `folder`, or None."""
+def _lacks(predicted: int, folder: Path, cache: Cache, file: Path) -> str | None:
+    """Say why a pool of `predicted` bytes is not to be written into a folder, or None."""
     free = shutil.disk_usage(next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())).free
-    if predicted < min(AUTO_LIMIT, free / 2):
-        return None
-    limit = "4 GiB" if predicted >= AUTO_LIMIT else f"half of the free disk ({free / 2**30:.1f} GiB free)"
-    return f"images are decoded on each access: a cache would take {predicted / 2**30:.1f} GiB, over {limit}"
+    with suppress(OSError):  # what an earlier build has written is there
+        free += unfinished(file).stat().st_size
+    if cache == "ram":
+        free = min(free, _available_memory())
+    told = f"a cache would take {bytes_text(predicted)}, {bytes_text(free)} are free in {folder}"
+    if predicted > free:
+        way_out = "a container's /dev/shm grows by --shm-size" if cache == "ram" else "set CODO_CACHE to another disk"
+        return f"{told}; {way_out}, or use {'disk or ' if cache == 'ram' else ''}off"
+    if cache == "auto" and predicted >= AUTO_LIMIT:
+        return f"{told}; over 4 GiB only run.cache=disk writes it"
+    if cache == "auto" and predicted >= free / 2:
+        return f"{told}; over half of the free disk only run.cache=disk writes it"
+    return None
 
 
-def _key(paths: list[Path], target: Target) -> str:
+def _available_memory() -> int:
+    """Look up the memory that processes may still take, in bytes."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 2**62
+
+
+def memory_folder() -> Path:
+    """Name this user's own folder of shared memory; it may not be there."""
+    return MEMORY / f"codo-{os.getuid()}"
+
+
+def _make_memory_folder() -> Path:
+    """Make this user's own folder of shared memory."""
+    folder = memory_folder()
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+    except OSError as error:
+        raise CodoError(f"run.cache=ram: {folder}: {error.strerror}; it needs Linux's {MEMORY}, use disk") from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():  # anybody may write in /dev/shm
+        raise CodoError(f"run.cache=ram: {folder} is not your own folder; remove it, or use disk")
+    return folder
+
+
+def _sweep(folder: Path, stem: str) -> None:
+    """Remove what killed processes left in memory; not what this one is going to use."""
+    for file in folder.iterdir():
+        if file.stem != stem:
+            remove_unused(file)
+
+
+def pool_key(images: ImageSet[Any], target: Target) -> str:
     """Hash all that the cache's content depends on."""
-    digest = hashlib.sha256(repr((_FORMAT, PIL.__version__, target)).encode())
-    for path in paths:
-        try:
-            status = os.stat(path)
-            state = (status.st_size, status.st_mtime_ns)
-        except OSError:
-            state = (-1, -1)  # absent: decoding will say so
-        digest.update(f"{os.path.abspath(path)}\0{state}\n".encode("utf-8", "surrogateescape"))
+    told = (FORMAT, PIL.__version__, target, os.path.abspath(images.folder))
+    digest = hashlib.sha256(repr(told).encode("utf-8", "surrogateescape"))
+    for name in images.names():
+        digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+    digest.update(images.states().tobytes())
+    digest.update(images.positions().tobytes())
     return digest.hexdigest()[:32]
 
 
-def _write(file: Path, paths: list[Path], target: Target, progress: Callable[[int, int], None] | None) -> None:
-    """Decode all images into `file`: pixels one after the other, then the index (npz), then the tail.
-
-    One file, renamed when whole: if two processes build the same cache at once, the later one wins with equal pixels.
-    """
-    good: list[tuple[int, int, int, int]] = []
-    broken: list[tuple[int, str]] = []
-    start = 0
-    results = _decode_all(paths, target)
-    with atomic_path(file) as temporary, open(temporary, "wb") as out, closing(results):
-        for i, result in enumerate(results):
-            if isinstance(result, ImageError):
-                broken.append((i, str(result).removeprefix(f"{paths[i]}: ")))
-            else:
-                out.write(result.data)
-                good.append((i, result.shape[0], result.shape[1], start))
-                start += result.nbytes
-            if progress is not None:
-                progress(i + 1, len(paths))
-        if not good:
-            raise CodoError(f"none of the {len(paths)} images can be used; the first: {paths[0]}: {broken[0][1]}")
-        packed = io.BytesIO()
-        np.savez(
-            packed,
-            **dict(zip(("source", "height", "width", "start"), np.array(good, dtype=np.int64).T, strict=True)),
-            broken_source=np.array([i for i, _ in broken], dtype=np.int64),
-            broken_reason=np.array([reason for _, reason in broken], dtype=np.str_),
-        )
-        out.write(packed.getvalue() + _TAIL.pack(start, len(packed.getvalue()), _MAGIC))
-
-
-def _open(file: Path, sources: int) -> _Cache | None:
-    """Read a cache file's index; None if the file is absent or not whole, so that it is made (again)."""
-    try:
-        size = file.stat().st_size
-        with open(file, "rb") as content:
-            content.seek(-_TAIL.size, os.SEEK_END)
-            pixels, length, magic = _TAIL.unpack(content.read())
-            if magic != _MAGIC or pixels + length + _TAIL.size != size:
-                return None
-            content.seek(pixels)
-            with np.load(io.BytesIO(content.read(length)), allow_pickle=False) as index:
-                cache = _Cache(file, pixels, **index)
-    except (OSError, ValueError, TypeError, EOFError, BadZipFile):
-        return None
-    ends = cache.start + 3 * cache.height * cache.width
-    whole = len(cache.source) > 0 and int(ends.max()) == pixels and int(cache.source.max()) < sources
-    return cache if whole else None
-
-
-def _decode_all(paths: list[Path], target: Target) -> Generator[np.ndarray | ImageError, None, None]:
+def _decode_all(images: ImageSet[Any], target: Target, first: int) -> Generator[Decoded, None, None]:
     """Decode in order, on one thread a core (Pillow and torch let go of the GIL), a few images ahead of the writer."""
 
-    def load(path: Path) -> np.ndarray | ImageError:
+    def load(source: Source) -> Decoded:
+        source_hash = NO_HASH
         try:
-            return target.load(path)
+            content = read_content(source)
+            source_hash = content_hash(content)
+            return target.load(source, content), source_hash
         except ImageError as error:
-            return error
+            return str(error).removeprefix(f"{source}: "), source_hash
 
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    pending: deque[Future[np.ndarray | ImageError]] = deque()
+    pending: deque[Future[Decoded]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for path in paths:
-                pending.append(pool.submit(load, path))
+            for index in range(first, len(images)):
+                pending.append(pool.submit(load, images[index]))
                 if len(pending) > 4 * threads:
                     yield pending.popleft().result()
             while pending:

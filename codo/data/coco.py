@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from codo.data.coco_json import checked, entries_of, no_garbage_collection, read_categories, read_json
-from codo.data.images import list_files, list_images, relative_names
+from msgspec import UNSET
+
+from codo.data.coco_json import (
+    Annotations,
+    annotation_of,
+    checked,
+    entries_of,
+    entry_of,
+    read_categories,
+    read_json,
+)
+from codo.data.files import ImageFiles
+from codo.data.images import list_files, list_images
 from codo.errors import CodoError
 
 SIMPLE_LAYOUT = "images/ + instances_train.json + instances_val.json"
@@ -68,15 +77,15 @@ class CocoDataset:
 
     Attributes:
         images: those whose file exists, with and without annotations, in the JSON's order.
-        annotations: image id -> its annotation dicts, a (possibly empty) list for every image. They are the
-            JSON's own, with `bbox` as four floats xywh in pixels inside the image, w and h > 0; `area` (of the
-            box) and `iscrowd` (0) are added where absent.
+        annotations: image id -> its annotation dicts, a (possibly empty) list for every image: `id`, `image_id`,
+            `category_id`, `segmentation` as the JSON has them, `bbox` as four floats xywh in pixels inside the image,
+            w and h > 0; `area` (of the box) and `iscrowd` (0) also where it has them not.
         categories: category id -> name, sorted by id; the ids are the data set's own, holes and all.
         skipped: reason -> how many annotations or images it made us skip (or clip); no zero counts.
     """
 
     images: list[CocoImage]
-    annotations: dict[int, list[dict[str, Any]]]
+    annotations: Mapping[int, list[dict[str, Any]]]
     categories: dict[int, str]
     skipped: dict[str, int]
 
@@ -105,7 +114,7 @@ def find_splits(root: Path) -> CocoSplits:
     )
 
 
-def background_paths(root: Path) -> list[Path]:
+def background_paths(root: Path) -> ImageFiles:
     """List the background images of `root`: a COCO-format set's training images, or a plain folder's images.
 
     Of a COCO-format set only the images listed in the training JSON count (never those of the validation split); its
@@ -118,8 +127,7 @@ def background_paths(root: Path) -> list[Path]:
     return split_paths(root, "train") or list_images(root)
 
 
-@no_garbage_collection()
-def split_paths(root: Path, split: str) -> list[Path]:
+def split_paths(root: Path, split: str) -> ImageFiles:
     """List the images of a COCO-format set's `train` or `val` split; none where it has no such split.
 
     Raises:
@@ -128,14 +136,13 @@ def split_paths(root: Path, split: str) -> list[Path]:
     root = Path(root)
     jsons = _split_jsons(root, split)
     if not jsons:
-        return []
+        return ImageFiles.of([])
     year, json_path = next(iter(jsons.items()))
-    content = read_json(json_path)
+    content = read_json(json_path, images_alone=True)
     images, _ = _images(entries_of(content, "images", json_path), json_path, _image_folder(root, split, year))
-    return [image.path for image in images]
+    return ImageFiles.of([image.path for image in images])
 
 
-@no_garbage_collection()
 def load_coco(json_path: Path, images: Path) -> CocoDataset:
     """Read and check a COCO-format detection JSON.
 
@@ -158,25 +165,6 @@ def load_coco(json_path: Path, images: Path) -> CocoDataset:
     entries = entries_of(content, "annotations", json_path)
     annotations = _annotations(entries, json_path, kept, absent, categories, skipped)
     return CocoDataset(kept, annotations, categories, skipped)
-
-
-def data_fingerprint(paths: Sequence[Path]) -> str:
-    """Fingerprint a set of files by their names and sizes.
-
-    Names are relative to the files' common folder and times are left out, so that a copy elsewhere keeps its
-    fingerprint. The content is not read: a change that keeps a file's name and length goes unnoticed.
-
-    Returns:
-        64 hexadecimal digits (sha256); independent of the order of `paths`.
-
-    Raises:
-        CodoError: a file is missing.
-    """
-    try:
-        lines = [f"{name}\0{os.stat(p).st_size}\n" for name, p in zip(relative_names(paths), paths, strict=True)]
-    except OSError as error:
-        raise CodoError(f"{error.filename}: {error.strerror}; the data set changed while it was read") from error
-    return hashlib.sha256("".join(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _split_jsons(root: Path, split: str) -> dict[str, Path]:
@@ -226,7 +214,7 @@ def _images(entries: list[Any], path: Path, folder: Path) -> tuple[list[CocoImag
     seen: set[int] = set()
     for index, entry in enumerate(entries):
         where = f"{path}: images[{index}]"
-        image_id, name, width, height = checked(entry, _IMAGE_KEYS, where)
+        image_id, name, width, height = checked(entry_of(entry), _IMAGE_KEYS, where)
         if width < 1 or height < 1:
             raise CodoError(f"{where}: its size is {width} x {height}")
         if image_id in seen:
@@ -239,7 +227,7 @@ def _images(entries: list[Any], path: Path, folder: Path) -> tuple[list[CocoImag
         else:
             absent.add(image_id)
     if not kept:
-        example = f", e.g. {entries[0]['file_name']!r}" if entries else ""
+        example = f", e.g. {entry_of(entries[0])['file_name']!r}" if entries else ""
         raise CodoError(f"{path}: none of its {len(entries)} images{example}, is in {folder}; is it the right folder?")
     return kept, absent
 
@@ -261,55 +249,56 @@ def _annotations(
     absent: set[int],
     known: Container[int],
     skipped: dict[str, int],
-) -> dict[int, list[dict[str, Any]]]:
+) -> Annotations:
     """Clean the annotations and sort them by image; count in `skipped` what was wrong with some."""
-    annotations: dict[int, list[dict[str, Any]]] = {image.id: [] for image in images}
+    annotations = Annotations([image.id for image in images])
     sizes = {image.id: (image.width, image.height) for image in images}
-    for index, annotation in enumerate(entries):
+    for index in range(len(entries)):
         try:
-            image_id, category = annotation["image_id"], annotation["category_id"]
-            box, size = annotation["bbox"], sizes.get(image_id)
+            found = annotation_of(entries[index])
+            entries[index] = None  # a million of them are worth letting go
+            for key in ("image_id", "category_id", "bbox"):
+                if getattr(found, key) is UNSET:
+                    raise CodoError(f"{path}: annotations[{index}] has no {key!r}")
+            size = sizes.get(found.image_id)
+            reason: str | None
             if size is None:
-                reason: str | None = ANNOTATION_OF_ABSENT_FILE if image_id in absent else UNLISTED_IMAGE
-            elif category not in known:
+                reason = ANNOTATION_OF_ABSENT_FILE if found.image_id in absent else UNLISTED_IMAGE
+            elif found.category_id not in known:
                 reason = UNKNOWN_CATEGORY
             else:
-                reason = _clean(annotation, box, *size)
-        except KeyError as error:
-            raise CodoError(f"{path}: annotations[{index}] has no {error.args[0]!r}") from None
-        except TypeError:
+                reason, box = _clean_box(found.bbox, *size)
+                if box is not None:
+                    area = found.area  # absent, null, a string: the box's own
+                    usable = isinstance(area, int | float) and math.isfinite(area)
+                    crowd = found.iscrowd in (1, True, "1")
+                    annotations.add(found.image_id, found, box, area if usable else box[2] * box[3], crowd)
+        except (TypeError, OverflowError):
             raise CodoError(f"{path}: annotations[{index}] is not a COCO annotation") from None
         if reason is not None:
             skipped[reason] = skipped.get(reason, 0) + 1
-        if reason is None or reason is BOX_CLIPPED:
-            annotations[image_id].append(annotation)
     return annotations
 
 
-def _clean(annotation: dict[str, Any], box: Any, width: int, height: int) -> str | None:
-    """Clip and complete an annotation in place; return why it is skipped (or that it was clipped), else None."""
+def _clean_box(box: Any, width: int, height: int) -> tuple[str | None, list[float] | None]:
+    """Clip a box; return why it is skipped (or that it was clipped), and what is left of it."""
     if not isinstance(box, list):
-        return BAD_BOX
+        return BAD_BOX, None
     try:
         x, y, w, h = map(float, box)
     except (TypeError, ValueError, OverflowError):
-        return BAD_BOX
+        return BAD_BOX, None
     if not math.isfinite(x + y + w + h):
-        return BAD_BOX
+        return BAD_BOX, None
     if w <= 0 or h <= 0:
-        return EMPTY_BOX
+        return EMPTY_BOX, None
     x0, y0 = max(x, 0.0), max(y, 0.0)
     x1, y1 = min(x + w, float(width)), min(y + h, float(height))
     cut = (x0, y0) != (x, y) or x + w > width or y + h > height
     if x1 <= x0 or y1 <= y0 or (cut and min(x1 - x0, y1 - y0) < MIN_CLIPPED):
-        return BOX_OUTSIDE
+        return BOX_OUTSIDE, None
     # Exports round to a few decimals: a hundredth of a pixel past the edge is clipped, but is not worth a word.
     clipped = x0 - x > 0.01 or y0 - y > 0.01 or x + w - x1 > 0.01 or y + h - y1 > 0.01
     if cut:
         w, h = x1 - x0, y1 - y0
-    annotation["bbox"] = [x0, y0, w, h]
-    area = annotation.get("area")
-    if not isinstance(area, int | float) or not math.isfinite(area):  # absent, null, a string: the box's own
-        annotation["area"] = w * h
-    annotation["iscrowd"] = 1 if annotation.get("iscrowd") in (1, True, "1") else 0
-    return BOX_CLIPPED if clipped else None
+    return BOX_CLIPPED if clipped else None, [x0, y0, w, h]

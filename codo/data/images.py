@@ -6,7 +6,7 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from codo.data.files import ImageFiles, Member, Source, read_source, source_size
 from codo.errors import CodoError
 
 SUFFIXES: tuple[str, ...] = (
@@ -85,7 +86,7 @@ def list_files(folder: Path) -> Listing:
     return Listing(sorted(files), sorted(leaving))
 
 
-def list_images(folder: Path) -> list[Path]:
+def list_images(folder: Path) -> ImageFiles:
     """List the images below `folder`, at any depth, sorted by their posix path relative to it.
 
     Hidden files and folders are ignored. A link that leads out of the folder is refused: following it would read
@@ -102,24 +103,14 @@ def list_images(folder: Path) -> list[Path]:
                 f"{folder / name} is a symbolic link that leads out of {folder}; "
                 "name the folder that it leads to, or copy the files (cp -rL)"
             )
-    images = [folder / name for name in listing.files if name.lower().endswith(SUFFIXES)]
+    images = ImageFiles(folder, (name for name in listing.files if name.lower().endswith(SUFFIXES)))
     if not images:
         known = " ".join(suffix[1:] for suffix in SUFFIXES)
         raise CodoError(f"no images in {folder}: none of its {len(listing.files)} files ends in {known}")
     return images
 
 
-def relative_names(paths: Sequence[Path]) -> list[str]:
-    """Name files by their posix paths relative to the deepest folder that holds them all."""
-    if not paths:
-        return []
-    texts = [os.path.abspath(path) for path in paths]
-    home = os.path.commonpath({os.path.dirname(text) for text in texts})
-    start = len(os.path.join(home, ""))
-    return [text[start:].replace(os.sep, "/") for text in texts]
-
-
-def decode(path: Path, min_side: int | None = None) -> np.ndarray:
+def decode(path: Source, min_side: int | None = None) -> np.ndarray:
     """Decode one image file of any kind to RGB.
 
     EXIF orientation is applied. Alpha and transparent palette entries are composited on white. 16-bit grey is scaled
@@ -127,7 +118,7 @@ def decode(path: Path, min_side: int | None = None) -> np.ndarray:
     where all values lie in it, else the picture's own range. Animations and multi-page files give their first frame.
 
     Args:
-        path: the file.
+        path: the file, or the member of a tar file.
         min_side: if given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (several times faster), as long as
             its short side stays >= `min_side` pixels. Other formats come at full size.
 
@@ -139,13 +130,27 @@ def decode(path: Path, min_side: int | None = None) -> np.ndarray:
     """
     with _refusing(path):
         # One sequential read; so the lock on the warning filters is held for a header parse and never for a disk.
-        return _decode_bytes(Path(path).read_bytes(), min_side)
+        return _decode_bytes(read_source(path), min_side)
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def decode_content(content: bytes, path: Source, min_side: int | None = None) -> np.ndarray:
+    """Decode the bytes that were read from `path`; see `decode`."""
+    with _refusing(path):
+        return _decode_bytes(content, min_side)
+
+
+def read_content(path: Source) -> bytes:
+    """Read an image's bytes; raises `ImageError`."""
+    with _refusing(path):
+        return read_source(path)
+
+
+def image_size(path: Source) -> tuple[int, int]:
     """Read (width, height) from the header alone; EXIF may swap them in what `decode` gives. Raises `ImageError`."""
-    with _refusing(path), _quiet(), Image.open(path, formats=_FORMATS) as image:
-        return image.size
+    with _refusing(path), _quiet():
+        file = io.BytesIO(path.read_bytes()) if isinstance(path, Member) else path
+        with Image.open(file, formats=_FORMATS) as image:
+            return image.size
 
 
 def resize(
@@ -191,12 +196,12 @@ def _crop(image: np.ndarray, box: tuple[float, float, float, float]) -> np.ndarr
 
 
 @contextmanager
-def _refusing(path: Path) -> Iterator[None]:
+def _refusing(path: Source) -> Iterator[None]:
     """Turn whatever reading a picture raises into an `ImageError` of one line that begins with its path."""
     try:
         yield
     except Image.UnidentifiedImageError as error:
-        empty = os.path.getsize(path) == 0
+        empty = source_size(path) == 0
         raise ImageError(f"{path}: {'the file is empty' if empty else 'not an image, or a broken one'}") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path}: more than {MAX_PIXELS:,} pixels; scale it down") from error

@@ -30,6 +30,16 @@ def cache_root() -> Path:
         raise CodoError("no home folder for the cache: set CODO_CACHE to a folder that can be written") from error
 
 
+def bytes_text(count: float) -> str:
+    """Write a number of bytes as people read it.
+
+    Example:
+        >>> bytes_text(3 * 2**20), bytes_text(1.5 * 2**30)
+        ('3.0 MiB', '1.50 GiB')
+    """
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; rename it to `path` when the block ends well.

@@ -88,10 +88,12 @@ class JobProgress:
 
 
 def counter(description: str) -> Callable[[int, int], None]:
-    """Make a callback `(done, total)` that shows short work: one bar on a terminal, one plain line at its end."""
+    """Make a callback `(done, total)` that shows work: a bar on a terminal, a line every ten seconds in a pipe."""
     state: dict[str, Progress] = {}
+    last = time.monotonic()
 
     def show(done: int, total: int) -> None:
+        nonlocal last
         if errors.is_terminal:
             if not state:
                 bar = Progress(TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), console=errors)
@@ -103,8 +105,16 @@ def counter(description: str) -> Callable[[int, int], None]:
                 state["bar"].stop()
         elif done >= total:
             errors.print(f"{description}: {total}", markup=False)
+        elif time.monotonic() - last >= PLAIN_SECONDS:
+            last = time.monotonic()
+            errors.print(f"{description}: {done} of {total}", markup=False)
 
     return show
+
+
+def say(text: str) -> None:
+    """Print what a job does meanwhile."""
+    errors.print(text, markup=False)
 
 
 def warn(text: str) -> None:

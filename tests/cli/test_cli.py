@@ -90,8 +90,8 @@ def test_pretrain_from_flags_file_and_set(images, tmp_path):
     (tmp_path / "c.yaml").write_text("optim: {epochs: 9}\nseed: 4\n")
     sources = ["--foregrounds", str(images / "foregrounds"), "--backgrounds", str(images / "backgrounds")]
     done = codo(
-        "pretrain", *sources, "--config", "c.yaml", "--epochs", "1", "--no-hierarchy", "--no-jitter", *SETS, "--set",
-        "optim.epochs=1", "--out", "run", cwd=tmp_path,
+        "pretrain", *sources, "--config", "c.yaml", "--epochs", "1", "--no-hierarchy", "--no-jitter", "--cache", "off",
+        *SETS, "--set", "optim.epochs=1", "--out", "run", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout + done.stderr
@@ -104,6 +104,7 @@ def test_pretrain_from_flags_file_and_set(images, tmp_path):
     assert config["hierarchy"] is False
     assert config["jitter"]["mode"] == "none"
     assert config["optim"]["epochs"] == 1
+    assert config["run"]["cache"] == "off"
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 3
     assert codo("pretrain", "--resume", "run", "--seed", "5", cwd=tmp_path).returncode == 2
 

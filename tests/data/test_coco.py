@@ -6,13 +6,16 @@ import copy
 import json
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from codo.data.coco import background_paths, data_fingerprint, find_splits, is_coco, load_coco, split_paths
+from codo.data.coco import background_paths, find_splits, is_coco, load_coco, split_paths
+from codo.data.files import data_fingerprint
 from codo.errors import CodoError
 
 CONTENT: dict[str, Any] = {
@@ -342,3 +345,51 @@ def test_real_sets(real_data: Path, name: str, images: tuple[int, int], classes:
             assert read.get("segmentation") == annotation.get("segmentation")
             assert read["iscrowd"] == annotation.get("iscrowd", 0)
     assert len(background_paths(real_data / name)) == images[0]
+
+
+def test_what_json_has_not_is_read_all_the_same(
+    write: Callable[[Any], Path], content: dict[str, Any], tmp_path: Path
+) -> None:
+    """A NaN sends the file through Python's own reader, which gives the same."""
+    quick = load_coco(write(content), tmp_path / "images")
+    slow = load_coco(write(content | {"more": float("nan")}), tmp_path / "images")
+    assert slow == quick
+    assert dict(slow.annotations) == dict(quick.annotations)
+
+
+def test_numbers_of_another_kind(write: Callable[[Any], Path], content: dict[str, Any], tmp_path: Path) -> None:
+    content["annotations"][0] |= {"category_id": 1.0, "image_id": 7.0, "id": "seven", "area": None, "iscrowd": True}
+    (first,) = load_coco(write(content), tmp_path / "images").annotations[7]
+    assert "id" not in first
+    assert (first["category_id"], first["image_id"], first["iscrowd"]) == (1, 7, 1)
+    assert first["area"] == first["bbox"][2] * first["bbox"][3]
+    content["annotations"][0]["area"] = 10**400
+    with pytest.raises(CodoError, match=r"annotations\[0\] is not a COCO annotation"):
+        load_coco(write(content), tmp_path / "images")
+
+
+def test_a_large_file_is_lean(tmp_path: Path) -> None:
+    """Annotations are kept as columns: a fraction of what their dicts, or the file, take."""
+    count, images = 20_000, 2_000
+    rng = np.random.default_rng(0)
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "width": 640, "height": 480} for i in range(images)],
+        "annotations": [
+            {"id": i, "image_id": i % images, "category_id": 1, "bbox": box, "segmentation": [[1.5] * 100]}
+            for i, box in enumerate((rng.random((count, 4)) * 200 + 1).round(2).tolist())
+        ],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    (tmp_path / "images").mkdir()
+    for i in range(images):
+        (tmp_path / "images" / f"{i}.jpg").touch()
+    file = tmp_path / "large.json"
+    file.write_text(json.dumps(content))
+    del content
+    tracemalloc.start()
+    coco = load_coco(file, tmp_path / "images")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2 * file.stat().st_size
+    assert sum(map(len, coco.annotations.values())) == count
+    assert [a["id"] for a in coco.annotations[5]] == list(range(5, count, images))

@@ -159,3 +159,13 @@ def test_warnings_keep_their_brackets_and_go_to_standard_error(capsys: pytest.Ca
 def test_results_go_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
     module.console.print("x" * 300)
     assert capsys.readouterr() == ("x" * 300 + "\n", "")
+
+
+def test_long_work_says_how_far_it_is_in_a_pipe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("codo.runs.console.PLAIN_SECONDS", 0.0)
+    show = counter("images decoded")
+    show(3, 5)
+    show(5, 5)
+    assert capsys.readouterr() == ("", "images decoded: 3 of 5\nimages decoded: 5\n")

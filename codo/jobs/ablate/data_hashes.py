@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
 from codo.config.pretrain import PretrainConfig
 from codo.config.transfer import TransferConfig
-from codo.data.coco import data_fingerprint, split_paths
+from codo.data.coco import split_paths
+from codo.data.files import data_fingerprint
 from codo.data.images import list_images
 from codo.errors import CodoError
 from codo.jobs.ablate.jobs import digest
@@ -65,7 +67,7 @@ class DataHashes:
     def of_probes(self) -> str:
         """Hash what the probes look at: images, and labels; the built-in sample data have the code's version."""
         data = self.grid.base.data
-        paths: list[Path] = []
+        paths: Sequence[Path] = ()
         labels = None
         if data.foregrounds is not None:
             paths = list_images(Path(data.foregrounds))

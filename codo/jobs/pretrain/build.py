@@ -19,13 +19,15 @@ from codo.augment import (
 )
 from codo.config.pretrain import PretrainConfig
 from codo.data.cache import ImagePool
-from codo.data.coco import background_paths, data_fingerprint
+from codo.data.coco import background_paths
+from codo.data.files import ImageFiles, ImageSet, ShardImages, Source, data_fingerprint
 from codo.data.images import list_images
 from codo.data.sample import sample_data
+from codo.data.shards import Shards, is_shards, list_shards, place_of
 from codo.errors import CodoError
 from codo.jobs.pretrain.samples import Background, SampleDataset
 from codo.parts import Parts, make
-from codo.runs.console import counter, warn
+from codo.runs.console import counter, say, warn
 from codo.runs.seed import generator
 
 FOREGROUND_DETAIL = 2.25
@@ -38,13 +40,13 @@ class Sources:
     """Where the images come from.
 
     Attributes:
-        foregrounds: paths.
-        backgrounds: paths of the downstream data set's images; empty where the run does not use them.
+        foregrounds: the images.
+        backgrounds: those of the downstream data set's images; empty where the run does not use them.
         names: what to call both, for records.
     """
 
-    foregrounds: list[Path]
-    backgrounds: list[Path]
+    foregrounds: ImageSet[Source]
+    backgrounds: ImageSet[Source]
     names: dict[str, str]
 
     @property
@@ -78,25 +80,33 @@ def find_sources(config: PretrainConfig) -> Sources:
             "data.backgrounds: the images of the data set you will detect on are needed (--backgrounds DIR); "
             "without one, paste on the foregrounds (--set paste.source=self) or turn it off (--no-background)"
         )
-    images = trained_foregrounds(config, foregrounds)
+    if config.run.probe_every and isinstance(foregrounds, Shards):
+        raise CodoError("run.probe_every: probes look at a folder of foregrounds, these are shards; leave it at 0")
+    images: ImageSet[Source]
+    scenes: ImageSet[Source] = ImageFiles.of([])
+    if isinstance(foregrounds, Shards):
+        images = _in_shards(foregrounds, "foregrounds")
+        images = images.take(_drawn(config, len(images))) if config.data.limit is not None else images
+    else:
+        images = trained_foregrounds(config, foregrounds)
+    if config.uses_backgrounds and backgrounds is not None:
+        if isinstance(backgrounds, Shards):
+            scenes = _in_shards(backgrounds, "backgrounds")
+        else:
+            scenes = background_paths(backgrounds)
     if backgrounds is not None and not config.uses_backgrounds and config.data.backgrounds is not None:
         warn("data.backgrounds is named, and this config pastes nothing on them")
-    sources = Sources(
-        images,
-        background_paths(backgrounds) if config.uses_backgrounds and backgrounds else [],
-        names,
-    )
-    return sources
+    return Sources(images, scenes, names)
 
 
-def data_folders(config: PretrainConfig) -> tuple[Path, Path | None, dict[str, str]]:
-    """Find the folders of foregrounds and backgrounds, and what to call them; the sample data where none is named.
+def data_folders(config: PretrainConfig) -> tuple[Path | Shards, Path | Shards | None, dict[str, str]]:
+    """Find the foregrounds and backgrounds, and what to call them; the sample data where none is named.
 
     Raises:
         CodoError: backgrounds are named and no foregrounds, or the folder of foregrounds cannot be used.
     """
     foregrounds, backgrounds = config.data.foregrounds, config.data.backgrounds
-    if foregrounds is not None and not Path(foregrounds).is_dir():
+    if foregrounds is not None and not is_shards(foregrounds) and not Path(foregrounds).is_dir():
         list_images(Path(foregrounds))  # says what is wrong with it, before anything else is looked at
     if foregrounds is None and backgrounds is not None:
         raise CodoError("data.foregrounds: name a folder of images, as backgrounds are named (--foregrounds DIR)")
@@ -104,17 +114,24 @@ def data_folders(config: PretrainConfig) -> tuple[Path, Path | None, dict[str, s
         sample = sample_data(progress=counter("rendering sample data"))
         names = {"foregrounds": "built-in sample data", "backgrounds": "built-in sample data"}
         return sample / "foregrounds", sample / "detection", names
-    names = {"foregrounds": Path(foregrounds).name, "backgrounds": Path(backgrounds or "").name}
-    return Path(foregrounds), Path(backgrounds) if backgrounds is not None else None, names
+    place = place_of(foregrounds)
+    scenes = place_of(backgrounds) if backgrounds is not None else None
+    return place, scenes, {"foregrounds": place.name, "backgrounds": scenes.name if scenes is not None else ""}
 
 
-def trained_foregrounds(config: PretrainConfig, folder: Path) -> list[Path]:
+def trained_foregrounds(config: PretrainConfig, folder: Path) -> ImageFiles:
     """List the images of a folder that a run of this config trains on: all, or those that `data.limit` draws."""
     images = list_images(folder)
-    if config.data.limit is not None and config.data.limit < len(images):
-        drawn = generator("foregrounds", config.seed).permutation(len(images))[: config.data.limit]
-        images = [images[i] for i in sorted(drawn)]
-    return images
+    return images.take(_drawn(config, len(images))) if config.data.limit is not None else images
+
+
+def _in_shards(place: Shards, name: str) -> ShardImages:
+    return list_shards(place.place, counter(f"shards of the {name}"))
+
+
+def _drawn(config: PretrainConfig, count: int) -> list[int]:
+    """Draw `data.limit` of `count` images."""
+    return sorted(generator("foregrounds", config.seed).permutation(count)[: config.data.limit])
 
 
 def check_enough(foregrounds: int, config: PretrainConfig) -> None:
@@ -130,9 +147,16 @@ def build_dataset(config: PretrainConfig, sources: Sources, parts: Parts | None 
     """Open the images (decoding them once into the cache) and compose the views."""
     parts = parts or Parts()
 
-    def pool(name: str, paths: list[Path], square: int | None = None, short_side: int | None = None) -> ImagePool:
+    def pool(
+        name: str, images: ImageSet[Source], *, square: int | None = None, short_side: int | None = None
+    ) -> ImagePool:
         found = ImagePool.build(
-            paths, square=square, short_side=short_side, cache=config.run.cache, progress=counter(f"decoding {name}")
+            images,
+            square=square,
+            short_side=short_side,
+            cache=config.run.cache,
+            progress=counter(f"decoding {name}"),
+            say=lambda text: say(f"cache of the {name}: {text}"),
         )
         if found.note:
             warn(f"{name}: {found.note}")

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 
 from codo.config.pretrain import PretrainConfig
+from codo.data.shards import Shards
+from codo.errors import CodoError
 from codo.jobs.pretrain.build import data_folders, trained_foregrounds
 from codo.jobs.probe.bench import Bench
 from codo.jobs.probe.features import COMMON, Encoder
@@ -45,9 +47,9 @@ def probe_images(
         backgrounds = backgrounds or (Path(there) if there is not None and Path(there).is_dir() else None)
     else:
         folder, scenes, _ = data_folders(config)
-        trained = trained_foregrounds(config, folder)
-        foregrounds = foregrounds or folder
-        backgrounds = backgrounds or scenes
+        trained = trained_foregrounds(config, _folder(folder, "foregrounds"))
+        foregrounds = foregrounds or _folder(folder, "foregrounds")
+        backgrounds = backgrounds or (_folder(scenes, "backgrounds") if scenes is not None else None)
     assert foregrounds is not None
     return choose_images(
         foregrounds,
@@ -58,6 +60,12 @@ def probe_images(
         backgrounds_per_instance=backgrounds_per_instance,
         seed=seed,
     )
+
+
+def _folder(place: Path | Shards, name: str) -> Path:
+    if isinstance(place, Shards):
+        raise CodoError(f"probes look at folders, and the run's {name} are shards; name a folder with --{name} DIR")
+    return place
 
 
 class EpochProbe:

@@ -29,6 +29,7 @@ from codo.jobs.pretrain.watch import Clock, Collapse, Shortcut, collapse_measure
 from codo.parts import Parts
 from codo.runs.checkpoint import save_checkpoint
 from codo.runs.console import JobProgress
+from codo.runs.data_wait import DataWait
 from codo.runs.events import Events
 from codo.runs.files import write_json
 from codo.runs.hardware import Hardware, keep_freed_memory
@@ -139,6 +140,7 @@ class Run:
         clock, total, run = Clock(), Clock(), self.config.run
         every = run.checkpoint_every or self.per_epoch
         probe = EpochProbe(self.config) if run.probe_every and self.world.first else None
+        data_wait = DataWait(self.hardware, self.world, self.dataset.foregrounds.cached)
         saved = first
         with (
             StopRequest() as stop,
@@ -156,6 +158,8 @@ class Run:
                 except NotFiniteError as error:
                     raise self.report(folder, batch, error, saved) from error
                 self.seconds = earlier + time.monotonic() - start
+                if remedy := data_wait.add(waited, time.perf_counter() - waiting):
+                    progress.note(remedy)
                 self.unreadable.update(batch.skipped)
                 for c in (clock, total):
                     c.waited, c.images = c.waited + waited, c.images + batch_size
@@ -181,6 +185,8 @@ class Run:
                     command = shlex.join(["codo", "pretrain", "--resume", str(folder.path)])
                     text = f"stopped after step {self.step} of {self.steps}; go on with: {command}"
                     raise Interrupted(stop.number or 15, text)
+            if remedy := data_wait.remedy():
+                progress.note(remedy)
         if not all(torch.isfinite(p).all() for p in self.method.query_encoder.parameters()):
             raise CodoError(f"step {self.step}: the weights are not finite; lower optim.lr or use --precision fp32")
         self.unreadable.update(*self.world.collect(self.unreadable))

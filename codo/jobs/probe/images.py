@@ -80,7 +80,8 @@ def choose_images(
     needed = (instances or INSTANCES) * (1 if backgrounds is not None else 2)
     fresh = trained is not None and len(unseen) >= needed
     candidates = unseen if fresh else candidates
-    validation = split_paths(backgrounds, "val") if backgrounds is not None else []
+    validation = split_paths(backgrounds, "val") if backgrounds is not None else ()
+    scenes: Sequence[Path]
     if backgrounds is None:  # half of the foregrounds are the others' backgrounds
         half = len(candidates) // 2
         name, scenes, unpasted = "other foregrounds", candidates[half:], fresh

@@ -12,7 +12,7 @@ from PIL import Image
 from codo._version import __version__
 from codo.config.load import fingerprint, load_pretrain_config
 from codo.config.pretrain import PretrainConfig
-from codo.data.coco import data_fingerprint
+from codo.data.files import data_fingerprint
 from codo.errors import CodoError
 from codo.jobs.pretrain.method import Method
 from codo.jobs.pretrain.probing import probe_images

@@ -13,10 +13,10 @@ from codo.data.coco import (
     CocoDataset,
     _image_folder,
     _split_jsons,
-    data_fingerprint,
     find_splits,
     load_coco,
 )
+from codo.data.files import data_fingerprint
 from codo.data.masks import check_mask, has_mask
 from codo.data.sample import sample_data
 from codo.errors import CodoError

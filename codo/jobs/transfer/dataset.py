@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from array import array
 from collections.abc import Iterator, Mapping
 from itertools import compress
 from typing import Any, NamedTuple
@@ -87,13 +88,21 @@ class DetectionDataset(Dataset[Sample]):
         self.short_side, self.long_side = short_side, long_side
         self.flip_p, self.seed, self.train = flip_p, seed, train
         # One array for all images: forked workers would copy a million small objects page by page.
-        targets = [training_annotations(coco, image.id, masks) for image in coco.images]
-        self._ends = np.cumsum([0, *map(len, targets)])
-        flat = [annotation for image in targets for annotation in image]
-        self._boxes = np.array([a["bbox"] for a in flat], np.float32).reshape(-1, 4)
+        boxes, numbers = array("f"), array("q")
+        packed: list[bytes] = []
+        ends = [0]
+        for image in coco.images:
+            for annotation in (targets := training_annotations(coco, image.id, masks)):
+                boxes.extend(annotation["bbox"])
+                numbers.append(labels[annotation["category_id"]])
+            ends.append(len(numbers))
+            if masks:
+                packed.append(json.dumps([annotation["segmentation"] for annotation in targets]).encode())
+        self._ends = np.array(ends)
+        self._boxes = np.array(boxes, np.float32).reshape(-1, 4)
         self._boxes[:, 2:] += self._boxes[:, :2]
-        self._labels = np.array([labels[a["category_id"]] for a in flat], np.int64)
-        self._masks = _Packed([[a["segmentation"] for a in image] for image in targets]) if masks else None
+        self._labels = np.array(numbers, np.int64)
+        self._masks = _Packed(packed) if masks else None
 
     def __len__(self) -> int:
         return len(self.coco_images)
@@ -143,8 +152,7 @@ class DetectionDataset(Dataset[Sample]):
 class _Packed:
     """Lists of segmentations, as one array of bytes: see `DetectionDataset`."""
 
-    def __init__(self, lists: list[list[Any]]) -> None:
-        packed = [json.dumps(entry).encode() for entry in lists]
+    def __init__(self, packed: list[bytes]) -> None:
         self._ends = np.cumsum([0, *map(len, packed)])
         self._bytes = np.frombuffer(b"".join(packed), np.uint8)
 

@@ -25,6 +25,7 @@ from codo.jobs.transfer.trunk import announce
 from codo.jobs.transfer.window import Window
 from codo.runs.checkpoint import save_checkpoint
 from codo.runs.console import PLAIN_SECONDS, JobProgress
+from codo.runs.data_wait import DataWait
 from codo.runs.hardware import Hardware
 from codo.runs.interrupt import StopRequest
 from codo.runs.record import RunFolder
@@ -89,6 +90,7 @@ class Training:
         self.seconds = 0.0
         self.unreadable: set[str] = set()
         self._window = Window()
+        self._data_wait = DataWait(hardware, self.world)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up the state that `save` wrote."""
@@ -136,6 +138,8 @@ class Training:
                 self._evaluate_if_due(bar, stop)
                 if self.step % self.per_epoch == 0 or self.step == self.total:
                     self.save()
+            if remedy := self._data_wait.remedy():
+                bar.note(remedy)
 
     def _leave_if_asked(self, stop: StopRequest, asked: bool) -> None:
         if not asked:
@@ -179,6 +183,8 @@ class Training:
         spent = time.monotonic() - start + waited
         self.seconds += spent
         self._window.add(values, len(batch) * self.world.size, spent, waited)
+        if remedy := self._data_wait.add(waited, spent):
+            bar.note(remedy)
         figures = {"loss": sum(values.values()), "images/s": self._window.rate, "data": self._window.waiting}
         bar.update(self.step, figures)
         if self.step % self.config.run.log_every == 0 or self.step == self.total:

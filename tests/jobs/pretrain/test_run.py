@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from webdataset import ShardWriter
 
 from codo.config.load import dump_yaml
 from codo.errors import CodoError, Interrupted
@@ -160,6 +161,32 @@ def test_broken_foregrounds_are_left_out_and_counted(tiny, images, tmp_path):
     assert uncached.summary["unreadable_images"] == both  # each once, however often it was met
     with pytest.raises(CodoError, match=r"began with 13 usable foregrounds, now there are 11"):
         resume(tmp_path / "uncached", {"optim.epochs": 7, "run.cache": "disk"})
+
+
+@pytest.mark.parametrize("cache", ["ram", "off"])
+def test_where_images_are_kept_decides_nothing(finished, tiny, tmp_path, capsys, cache):
+    result = pretrain(tiny(run__cache=cache), tmp_path / "run")
+    assert curve(result.path) == curve(finished.path)
+    assert ("cache of the foregrounds: 12 images, about" in capsys.readouterr().err) == (cache == "ram")
+
+
+def test_shards_give_what_their_files_give(finished, tiny, images, tmp_path, monkeypatch):
+    monkeypatch.setenv("CODO_CACHE", str(tmp_path / "cache"))
+    places = {}
+    for name in ("foregrounds", "backgrounds"):
+        with ShardWriter(str(tmp_path / f"{name}-%02d.tar"), maxcount=5, verbose=0) as writer:
+            for file in sorted((images / name).iterdir()):
+                writer.write({"__key__": file.stem, "png": file.read_bytes()})
+        places[f"data__{name}"] = str(tmp_path / f"{name}-{{00..{(writer.total - 1) // 5:02d}}}.tar")
+    result = pretrain(tiny(**places), tmp_path / "run")
+    assert curve(result.path) == curve(finished.path)
+    environment = json.loads((result.path / "environment.json").read_text())
+    assert environment["data"]["foregrounds"] == "foregrounds-{00..02}.tar"
+    assert environment["data"]["foreground_images"] == 12
+    with pytest.raises(CodoError, match="probes look at a folder"):
+        pretrain(tiny(run__probe_every=1, **places))
+    few = find_sources(tiny(data__limit=4, **places)).foregrounds
+    assert [m.name for m in few] == [p.name for p in find_sources(tiny(data__limit=4)).foregrounds]
 
 
 def test_broken_backgrounds_are_reported_too(tiny, images, tmp_path):

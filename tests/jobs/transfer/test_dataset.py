@@ -2,6 +2,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,7 @@ def test_boxes_that_collapse_in_float32_are_dropped_with_label_and_mask(coco_roo
     x, y, w, h = good["bbox"]
     good["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
     thin = {**good, "category_id": 7, "bbox": [79.9999999, y, 1e-7, h], "segmentation": [[9, 0, 9, 9, 0, 9]]}
-    coco.annotations[0] = [thin, good, {**other, "bbox": [79.9999, y, 1e-4, h]}]
+    coco = replace(coco, annotations={**coco.annotations, 0: [thin, good, {**other, "bbox": [79.9999, y, 1e-4, h]}]})
     plain, masked = (
         DetectionDataset(coco, LABELS, 40, 1000, train=True, flip_p=flip_p, masks=masks)[(0, 0)]
         for masks in (False, True)

@@ -1,6 +1,7 @@
 import json
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from codo.config.transfer import TransferConfig, TransferOptimSection
 from codo.errors import CodoError, Interrupted
 from codo.jobs.transfer import load_transfer_config, resume, transfer
 from codo.jobs.transfer.data import load_data
+from codo.jobs.transfer.dataset import DetectionDataset
 from codo.jobs.transfer.loop import Training
 from codo.jobs.transfer.run import Start, load_detector
 from codo.jobs.transfer.schedule import learning_rate
+from codo.runs import data_wait
 from codo.runs.weights_file import read_weights
 
 Make = Callable[..., TransferConfig]
@@ -42,6 +45,21 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, without what depends on the clock."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in ("images_per_s", "data_wait")} for line in lines]
+
+
+def test_waiting_for_data_is_said(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read_slowly(self: DetectionDataset, key: tuple[int, int]) -> Any:
+        time.sleep(0.3)
+        return read(self, key)
+
+    read = DetectionDataset.__getitem__
+    monkeypatch.setattr(DetectionDataset, "__getitem__", read_slowly)
+    monkeypatch.setattr(data_wait, "WARM_UP", 1)
+    monkeypatch.setattr(data_wait, "READING", 1)
+    transfer(make_config(optim={"epochs": 1}), tmp_path / "run")
+    assert capsys.readouterr().err.count("% of the time is spent waiting for data.") == 2
 
 
 def test_a_run_writes_all_that_it_says(make_config: Make, pretrained: Path, tmp_path: Path) -> None:
