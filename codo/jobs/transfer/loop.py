@@ -30,6 +30,7 @@ from codo.runs.hardware import Hardware
 from codo.runs.interrupt import StopRequest
 from codo.runs.record import RunFolder
 from codo.runs.seed import integer_seed
+from codo.runs.sgd import FusedSGD
 from codo.runs.world import World
 
 Evaluate = Callable[[Callable[[int, int], None]], Evaluation]
@@ -72,8 +73,8 @@ class Training:
         self.evaluate, self.hardware, self.folder = evaluate, hardware, folder
         optim = config.optim
         self.parameters = [p for p in detector.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.SGD(
-            self.parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=True
+        self.optimizer = FusedSGD(
+            self.parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
         )
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.precision == "fp16")
         self._model: nn.Module = detector
