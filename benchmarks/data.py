@@ -47,8 +47,10 @@ SECONDS = 10.0
 """In which the JSON should be loaded."""
 
 
-NOTE = """as many images and boxes in a third of the bytes. Tried: dicts (5.2), typed objects (3.8), columns (2.9), columns \
-that let go of each entry as it is read (2.5); the rest is the file, an object an image, and their paths"""
+NOTE = (
+    "as many images and boxes in a third of the bytes. Tried: dicts (5.2), typed objects (3.8), columns (2.9), columns "
+    "that let go of each entry as it is read (2.5); the rest is the file, an object an image, and their paths"
+)
 """Why boxes without polygons take more than twice their file."""
 
 
