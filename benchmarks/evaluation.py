@@ -38,8 +38,8 @@ TARGETS: dict[Kind, float] = {"bbox": 40, "segm": 20}
 """How many times faster than pycocotools it should be."""
 NOTES: dict[Kind, str] = {
     "bbox": "",
-    "segm": "four fifths of codo's processor time are hotcoco's own (.38 of .47 s: matching .22, areas .08, columns .04, "
-    "accumulation .04), the rest reads the dicts",
+    "segm": "four fifths of codo's processor time are hotcoco's own (.38 of .47 s: matching .22, areas .08, columns "
+    ".04, accumulation .04), the rest reads the dicts",
 }
 """Where it misses: what a profile said."""
 NAMES: dict[Kind, str] = {"bbox": "boxes", "segm": "masks"}

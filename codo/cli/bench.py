@@ -13,13 +13,20 @@ from codo.errors import CodoError
 if TYPE_CHECKING:
     from codo.config import PretrainConfig, TransferConfig
 
+FULL_CANVAS = 192
+"""Pixels from which a pretraining counts as one at full scale, whose detector sees large images."""
+
 
 @click.command("bench", short_help="Measure what limits a config here: loader, step or evaluation.")
 @config_options
 @click.option(
     "--data", metavar="DIR", help="COCO-format set to evaluate on.  [default: --backgrounds, if it has labels]"
 )
-@click.option("--transfer-preset", metavar="NAME", help="Of the detector.  [default: small, or 1x at full scale]")
+@click.option(
+    "--transfer-preset",
+    metavar="NAME",
+    help="Of the detector.  [default: 1x for a canvas of 192 px or more, else small]",
+)
 @click.option("--transfer-config", metavar="FILE", type=click.Path(path_type=Path), help="Its settings as YAML.")
 @click.option("--transfer-set", "transfer_sets", metavar="A.B=C", multiple=True, help="Any of its fields; repeatable.")
 @click.option("--evaluation/--no-evaluation", default=True, help="Measure an evaluation too, or not.")
@@ -64,14 +71,12 @@ def detector_config(
     config: PretrainConfig, data: str | None, preset: str | None, file: Path | None, sets: tuple[str, ...]
 ) -> TransferConfig:
     """Compose the settings of the detector that the pretrained weights would go to."""
-    from codo.config.presets import SMALL_ARCHITECTURE
     from codo.config.sections import ArchitectureSection
     from codo.jobs.transfer import load_transfer_config
 
     own = {name: getattr(config.model, name) for name in ArchitectureSection.model_fields}
-    small = all(own[name] == value for name, value in SMALL_ARCHITECTURE.items())
     if preset is None and file is None:
-        preset = "small" if small else "1x"
+        preset = "1x" if config.canvas >= FULL_CANVAS else "small"
     root = data or (config.data.backgrounds if _labelled(config.data.backgrounds) else None)
     run = {f"run.{name}": getattr(config.run, name) for name in ("device", "precision", "workers", "threads")}
     flags = {f"architecture.{name}": value for name, value in own.items()} | run

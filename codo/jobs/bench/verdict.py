@@ -79,7 +79,7 @@ def step_remedy(config: PretrainConfig, hardware: Hardware, step: Mapping[str, A
 def evaluation_remedy(transfer: TransferConfig, evaluation: Mapping[str, Any]) -> str:
     """Say what makes evaluations take less."""
     every = transfer.optim.eval_every
-    rarer = f"evaluate less often (--transfer-set optim.eval_every={4 * every:g}; now {every:g} epochs)"
+    rarer = f"evaluate less often (--transfer-set optim.eval_every={4 * every:g}, now {every:g})"
     if evaluation["metrics_s"] > evaluation["seconds"] / 2:
         return f"most of it are the metrics: {rarer}"
     if evaluation["hardware"].startswith("cpu"):

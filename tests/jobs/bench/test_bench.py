@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from codo.cli import main
-from codo.cli.bench import bench_command
+from codo.cli.bench import bench_command, detector_config
 from codo.config import load_pretrain_config
 from codo.config.transfer import TransferConfig
 from codo.data.coco import load_coco
@@ -227,7 +227,7 @@ def test_remedies_fit_the_cause(monkeypatch, labelled):
     assert "larger batch (now 32)" in step_remedy(config, hardware(device="cuda"), {"peak_share": 0.1})
     assert "torchrun" in step_remedy(config, hardware(device="cuda"), {"peak_share": 0.4})
     slow = {"metrics_s": 1.0, "seconds": 10.0, "hardware": "cpu, fp32"}
-    assert "eval_every=8; now 2 epochs), or on a GPU" in evaluation_remedy(detector(labelled), slow)
+    assert "eval_every=8, now 2), or on a GPU" in evaluation_remedy(detector(labelled), slow)
     assert "are the metrics" in evaluation_remedy(detector(labelled), {**slow, "metrics_s": 9.0})
 
 
@@ -271,6 +271,18 @@ def test_the_command_says_what_limits_and_writes_all_figures(images, labelled, t
     assert written["limits"] == max(written["seconds"], key=written["seconds"].get)
     assert written["evaluation"]["data"] == labelled.name
     assert written["config"]["model"]["backbone"] == "resnet10t"
+
+
+@pytest.mark.parametrize(("canvas", "short_side"), [(96, 240), (256, 800)])
+def test_the_detector_is_of_the_pretrainings_scale(labelled, canvas, short_side):
+    config = load_pretrain_config(flags={"canvas": canvas, "data.backgrounds": str(labelled), "run.precision": "fp32"})
+    found = detector_config(config, None, None, None, ("detection.max_size=2000",))
+    assert (found.detection.min_size[-1], found.detection.max_size) == (short_side, 2000)
+    assert found.architecture.backbone == "resnet18"
+    assert (found.data.root, found.run.precision) == (str(labelled), "fp32")
+    assert detector_config(config, "other", "2x", None, ()).data.root == "other"
+    bare = config.model_copy(update={"data": config.data.model_copy(update={"backgrounds": str(labelled / "images")})})
+    assert detector_config(bare, None, None, None, ()).data.root is None  # no labels: the sample data
 
 
 @pytest.mark.parametrize(
