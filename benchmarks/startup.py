@@ -32,7 +32,7 @@ LIMITS = {"codo --help": 0.4, "import codo": 0.4}
 FIRST_STEP_LIMIT = 10.0
 FIRST_STEP_NOTE = (
     "most of it are imports of torch, torchvision and timm (below); torch._dynamo, the largest that a step does not "
-    "need, is imported by torchvision's RoIAlign and again by torch's optimizers, so leaving it out would take patching both"
+    "need, is imported by torchvision's RoIAlign and again by torch's optimizers, so leaving it out means patching both"
 )
 
 
