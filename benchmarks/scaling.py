@@ -196,6 +196,7 @@ def work(file: Path, folder: Path, small: bool, rounds: int) -> None:
 def draw(point: dict[str, Any], folder: Path) -> None:
     """Plot a sweep: the medians, their rounds, and the fitted line; `NAME.png`."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     values, seconds = np.array(point["values"], float), np.array(point["seconds"])
     figure = Figure(figsize=(3.6, 2.7), layout="constrained")
@@ -210,6 +211,8 @@ def draw(point: dict[str, Any], folder: Path) -> None:
     )
     axes.set_xticks(values, [f"{n:,.0f}" for n in values], fontsize=7)
     axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # a sweep may stay within a decade
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.legend(fontsize=7)
     with atomic_path(folder / f"{point['name']}.png") as temporary:
         figure.savefig(temporary, dpi=110, format="png")
