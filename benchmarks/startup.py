@@ -31,8 +31,8 @@ LIMITS = {"codo --help": 0.4, "import codo": 0.4}
 """Seconds."""
 FIRST_STEP_LIMIT = 10.0
 FIRST_STEP_NOTE = (
-    "most of it are imports of torch, torchvision and timm (below); torch._dynamo, the largest that a step does not "
-    "need, is imported by torchvision's RoIAlign and again by torch's optimizers, so leaving it out means patching both"
+    "of what a step does not need, torch._dynamo takes longest; torchvision's RoIAlign imports it, torch's optimizers "
+    "do too, so leaving it out means patching both"
 )
 
 
