@@ -1,14 +1,16 @@
-# Two commands for a fresh machine: `make demo` and `make test`. Each sets itself up in .venv first.
+# For a fresh machine: `make demo`, `make test` and `make bench`. Each sets itself up in .venv first.
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint bench clean
 
 help:
 	@echo "make demo   sample data -> preview -> pretraining -> transfer with and without it -> a table"
 	@echo "make test   ruff, mypy and the tests"
 	@echo "make lint   ruff and mypy alone"
+	@echo "make bench  every benchmark beside its peers, half an hour; the table with a pass or a miss a row"
 	@echo "make clean  remove .venv and demo/"
 
 setup: $(STAMP)
@@ -30,6 +32,14 @@ lint: $(STAMP)
 
 test: lint
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal
+
+bench: $(BENCH_STAMP)
+	$(VENV)/bin/python -m benchmarks
+
+$(BENCH_STAMP): $(STAMP)
+	@echo "== set-up: the benchmarks' peers"
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
+	@touch $(BENCH_STAMP)
 
 clean:
 	rm -rf $(VENV) demo

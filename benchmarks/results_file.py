@@ -53,6 +53,11 @@ def versions(*packages: str) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in packages}
 
 
+def facts(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """List rows as the JSON holds them and `table` takes them, with the verdict."""
+    return [asdict(row) | {"met": row.met} for row in rows]
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Write rows as a Markdown table: the work, the figures, the target, pass or miss."""
     lines = ["| work | measured | value | target | |", "|---|---|---:|---:|---|"]
@@ -76,10 +81,10 @@ def write(name: str, title: str, command: str, machine: Mapping[str, Any], rows:
         more: whatever else was measured; `lines`, a list of Markdown lines, is put below the table.
     """
     lines = more.pop("lines", [])
-    facts = [asdict(row) | {"met": row.met} for row in rows]
-    write_json(RESULTS / f"{name}.json", {"command": command, "machine": machine, "rows": facts, **more})
+    found = facts(rows)
+    write_json(RESULTS / f"{name}.json", {"command": command, "machine": machine, "rows": found, **more})
     about = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in machine.items())
-    page = [f"# {title}", "", f"`{command}`", "", about, "", *(table(facts) if facts else []), "", *lines]
+    page = [f"# {title}", "", f"`{command}`", "", about, "", *(table(found) if found else []), "", *lines]
     text = "\n".join(page).rstrip() + "\n"
     write_text(RESULTS / f"{name}.md", text)
     return text

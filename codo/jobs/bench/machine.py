@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from codo.jobs.bench.timing import in_turns
+from codo.jobs.bench.timing import in_turns, synchronise
 from codo.runs.hardware import available_cores
 from codo.runs.record import processor
 
@@ -46,8 +46,7 @@ def peaks(device: torch.device | None = None, *, rounds: int = 5) -> dict[str, f
     def waited(work: Any) -> Any:
         def run() -> None:
             work()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            synchronise(device)
 
         return run
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 
 @dataclass(frozen=True)
 class Times:
@@ -37,6 +39,38 @@ class Times:
         """The smallest and the largest ratio of a round."""
         ratios = [a / b for a, b in zip(self.seconds[slow], self.seconds[fast], strict=True)]
         return min(ratios), max(ratios)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given, so that a clock may be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def repeated(work: Callable[[], Any], *, seconds: float, at_least: int = 3, warm_up: int = 0) -> list[float]:
+    """Run `work` for about `seconds`, and `at_least` times; list the seconds of each run.
+
+    Args:
+        work: what is timed.
+        seconds: no run begins after as many.
+        at_least: runs, however long they take.
+        warm_up: untimed runs before.
+
+    Example:
+        >>> len(repeated(lambda: None, seconds=0.0))
+        3
+    """
+    for _ in range(warm_up):
+        work()
+    times: list[float] = []
+    begin = time.perf_counter()
+    while len(times) < at_least or time.perf_counter() - begin < seconds:
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return times
 
 
 def in_turns(sides: Mapping[str, Callable[[], Any]], *, rounds: int, warm_up: int = 1) -> Times:
