@@ -13,8 +13,8 @@ from codo._version import __version__
 
 COMMANDS = {
     "ablate": ("codo.cli.ablate:ablate_command", "Run a grid of rows and seeds; report which component is worth what."),
-    "cache": ("codo.cli.cache:cache_command", "List, check or clear the decoded images that runs keep."),
     "bench": ("codo.cli.bench:bench_command", "Measure what limits a config here: loader, step or evaluation."),
+    "cache": ("codo.cli.cache:cache_command", "List, check or clear the decoded images that runs keep."),
     "compare": ("codo.cli.compare:compare_command", "Put transfer runs side by side; refuse different protocols."),
     "demo": ("codo.cli.demo:demo_command", "Everything once, on the built-in sample data."),
     "diff": ("codo.cli.presets:diff_command", "Show in what two presets, configs or runs differ."),

@@ -36,6 +36,18 @@ def data_wait_remedy(share: float, hardware: Hardware, cores: int, cached: bool 
     """
     if share <= THRESHOLD:
         return None
+    text = loader_remedy(hardware, cores, cached)
+    return f"warning: {share:.0%} of the time is spent waiting for data. {text[0].upper()}{text[1:]}"
+
+
+def loader_remedy(hardware: Hardware, cores: int, cached: bool | None) -> str:
+    """Say what makes loading faster or hides it; the arguments are those of `data_wait_remedy`.
+
+    Example:
+        >>> import torch
+        >>> loader_remedy(Hardware(torch.device("cpu"), "fp32", workers=0, threads=4), 8, True)
+        'start more loader processes (--set run.workers=4)'
+    """
     on_cpu = hardware.device.type == "cpu"
     spare = cores - hardware.workers - (hardware.threads if on_cpu else 1)
     more = hardware.workers + max(1, spare)
@@ -46,8 +58,7 @@ def data_wait_remedy(share: float, hardware: Hardware, cores: int, cached: bool 
         remedies.append(
             f"leave a core to the loader (--set run.workers={more} --set run.threads={hardware.threads - 1})"
         )
-    text = " or ".join(remedies) or f"all of the {cores} cores are in use: loading is what limits this machine"
-    return f"warning: {share:.0%} of the time is spent waiting for data. {text[0].upper()}{text[1:]}"
+    return " or ".join(remedies) or f"all of the {cores} cores are in use: loading is what limits this machine"
 
 
 class DataWait:

@@ -11,12 +11,14 @@ from codo.errors import CodoError
 from codo.jobs.bench.evaluation import time_evaluation
 from codo.jobs.bench.machine import machine, peaks
 from codo.jobs.bench.pretraining import time_loader, time_step, time_together
-from codo.jobs.bench.verdict import WAIT, costs, evaluation_remedy, loader_remedy, sentence, step_remedy
+from codo.jobs.bench.verdict import costs, evaluation_remedy, sentence, step_remedy
 from codo.jobs.pretrain.build import build_dataset, find_sources
 from codo.jobs.pretrain.run import check_parts
 from codo.jobs.pretrain.training import Run
 from codo.jobs.transfer.data import load_data
 from codo.parts import Parts
+from codo.runs.data_wait import data_wait_remedy, loader_remedy
+from codo.runs.hardware import available_cores
 from codo.runs.world import World
 
 
@@ -67,11 +69,14 @@ def bench(
         say("an evaluation")
         evaluation = time_evaluation(transfer, data, seconds)
     taken = costs(config, len(run.dataset), loader, step, evaluation)
-    remedies = {"loader": loader_remedy(config, run.hardware, loader), "step": step_remedy(config, run.hardware, step)}
+    cores, cached = available_cores(), loader["cached"]
+    remedies = {
+        "loader": loader_remedy(run.hardware, cores, cached),
+        "step": step_remedy(config, run.hardware, step),
+    }
     if transfer is not None and evaluation is not None:
         remedies["evaluation"] = evaluation_remedy(transfer, evaluation)
     limit = max(taken, key=lambda name: taken[name])
-    waits = together["data_wait"]
     return {
         "machine": about,
         "peaks": peak,
@@ -84,5 +89,5 @@ def bench(
         "seconds": taken,
         "limits": limit,
         "sentence": sentence(config, taken, evaluation["evaluations"] if evaluation else 0, remedies[limit]),
-        "data_wait": f"{waits:.0%} of the time waits for data: {remedies['loader']}" if waits > WAIT else None,
+        "data_wait": data_wait_remedy(together["data_wait"], run.hardware, cores, cached),
     }

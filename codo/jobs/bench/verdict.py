@@ -8,10 +8,7 @@ from typing import Any
 from codo.config.pretrain import PretrainConfig
 from codo.config.transfer import TransferConfig
 from codo.runs.console import duration
-from codo.runs.hardware import Hardware, available_cores, has_bf16
-
-WAIT = 0.1
-"""Share of time spent waiting for data above which it is said, with the remedy."""
+from codo.runs.hardware import Hardware, has_bf16
 
 
 def costs(
@@ -46,22 +43,6 @@ def sentence(config: PretrainConfig, seconds: Mapping[str, float], evaluations: 
     rest = ", ".join(text for name, text in told.items() if name != limit)
     epochs = f"{config.optim.epochs} epoch{'' if config.optim.epochs == 1 else 's'}"
     return f"The {limit} limits you: of {epochs} of pretraining, {told[limit]} ({rest}); {remedy}."
-
-
-def loader_remedy(config: PretrainConfig, hardware: Hardware, loader: Mapping[str, Any]) -> str:
-    """Say what makes the loader faster, or hides it."""
-    if not loader["cached"]:
-        return "decode the images once instead of at each access (--set run.cache=disk)"
-    workers, cores = hardware.workers, available_cores()
-    if workers == 0 and cores > 1:
-        return f"let a process load while the step runs (--set run.workers=1; {cores} cores)"
-    if workers + 1 < cores:
-        return f"let more processes load (--set run.workers={min(cores - 1, 2 * workers)}; {cores} cores)"
-    if hardware.device.type == "cpu":
-        return (
-            f"all {cores} cores are taken: fewer views (now {config.views}) or a smaller canvas (now {config.canvas})"
-        )
-    return f"a machine with more cores than {cores}, or fewer views (now {config.views})"
 
 
 def step_remedy(config: PretrainConfig, hardware: Hardware, step: Mapping[str, Any]) -> str:
