@@ -23,7 +23,8 @@ from codo.data.images import list_images
 from codo.jobs.transfer.coco_metrics import coco_figures
 from tests.conftest import REPOSITORY
 
-CHEAP = [name for name in ("startup", "evaluation", "scaling", "views", "step", "data", "memory", "finetune")
+# benchmarks.memory starts processes that each import torch; test_step.py has its parts.
+CHEAP = [name for name in ("startup", "evaluation", "scaling", "views", "step", "data", "finetune")
          if importlib.util.find_spec(f"benchmarks.{name}")]  # fmt: skip
 
 
