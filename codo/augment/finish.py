@@ -31,7 +31,7 @@ def finish_views(views: Tensor, parameters: ColourParameters, *, exact: bool = F
         views: `(N, S, S, 3)` uint8 RGB composites; S a multiple of 8.
         parameters: of N views, on the same device.
         exact: colour by torchvision's operations, one after the other and clamped in between, instead of by one affine
-            map a view; some times slower.
+            map a view; about ten times slower on a processor.
 
     Returns:
         `(N, 3, S, S)` float32 in channels-last memory, normalised with ImageNet's mean and std.
