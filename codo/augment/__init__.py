@@ -1,12 +1,15 @@
 """What is pasted, where, and how it is coloured. Parts with plain arguments; randomness comes in as a generator."""
 
-from codo.augment.colour import ColourJitter, ColourParameters, finish_views, normalise
+from codo.augment.colour import ColourJitter, ColourParameters
 from codo.augment.crop import random_crop
+from codo.augment.finish import IMAGENET_MEAN, IMAGENET_STD, finish_views, normalise
 from codo.augment.jitter import AnchorJitter, BoxJitter, NoJitter, RatioJitter, box_iou
 from codo.augment.paste import paste, patch_size
 from codo.augment.views import Augmenter, CropView, PasteView, Views, ViewSampler
 
 __all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
     "AnchorJitter",
     "Augmenter",
     "BoxJitter",

@@ -1,13 +1,14 @@
-"""Colour, blur, flip and normalisation: on whole views, batched on the device, with parameters drawn for each view.
+"""Colour, blur and flip of a view: their draws, and the colour operations as one affine map.
 
 Brightness, contrast, saturation, hue and greyscale are affine in RGB, so that those of one view, in their drawn order,
 are one 3x4 matrix. Against torchvision's operations one after the other this leaves out the clamping to [0, 1] between
-two of them, and turns the hue about the grey axis (in YIQ) instead of through HSV.
+two of them, and turns the hue about the grey axis (in YIQ) instead of through HSV; `finish_views(exact=True)` does not.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,13 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from codo.augment.crop import uniform
 
 GREY = (0.299, 0.587, 0.114)
 """ITU-R 601 luma, as PIL and torchvision have it."""
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+UNCHANGED = (1.0, 1.0, 1.0, 0.0)
+"""The factors that change nothing."""
 
 
 class ColourParameters(NamedTuple):
@@ -90,47 +93,29 @@ class ColourJitter:
 
     def __call__(self, rng: np.random.Generator) -> ColourParameters:
         """Draw one view's parameters (tensors without the leading N)."""
-        # Always the same draws, used or not: a switch moves no other number.
-        chances, spread = rng.random(4), rng.uniform(-1, 1, 4)
-        order, sigma = rng.permutation(4), rng.uniform(*self.blur_sigma)
-        strength = np.array([self.brightness, self.contrast, self.saturation, self.hue])
-        factors = spread * strength + np.array([1, 1, 1, 0])
-        if chances[0] >= self.p:
-            factors = np.array([1.0, 1.0, 1.0, 0.0])
+        return ColourParameters(*(column[0] for column in self.draw([rng])))
+
+    def draw(self, rngs: Sequence[np.random.Generator]) -> ColourParameters:
+        """Draw the parameters of N views, one from each generator."""
+        strengths = (self.brightness, self.contrast, self.saturation, self.hue)
+        factors, orders, greys, sigmas, flips = [], [], [], [], []
+        for rng in rngs:
+            # Always the same draws, used or not: a switch moves no other number.
+            changed, grey, blurred, flipped, *spread = rng.random(8).tolist()
+            order, sigma = rng.permutation(4), uniform(rng, *self.blur_sigma)
+            drawn = [(2 * u - 1) * s + rest for u, s, rest in zip(spread, strengths, UNCHANGED, strict=True)]
+            factors.append(drawn if changed < self.p else UNCHANGED)
+            orders.append(order)
+            greys.append(grey < self.grey_p)
+            sigmas.append(sigma if blurred < self.blur_p else 0.0)
+            flips.append(flipped < self.flip_p)
         return ColourParameters(
-            torch.from_numpy(factors.astype(np.float32)),
-            torch.from_numpy(order),
-            torch.tensor(bool(chances[1] < self.grey_p)),
-            torch.tensor(float(sigma) if chances[2] < self.blur_p else 0.0),
-            torch.tensor(bool(chances[3] < self.flip_p)),
+            torch.tensor(factors, dtype=torch.float32),
+            torch.from_numpy(np.stack(orders)),
+            torch.tensor(greys),
+            torch.tensor(sigmas, dtype=torch.float32),
+            torch.tensor(flips),
         )
-
-
-def finish_views(views: Tensor, parameters: ColourParameters) -> Tensor:
-    """Colour, blur, flip and normalise views.
-
-    Args:
-        views: `(N, S, S, 3)` uint8 RGB composites.
-        parameters: of N views, on the same device.
-
-    Returns:
-        `(N, 3, S, S)` float32 in channels-last memory, normalised with ImageNet's mean and std.
-    """
-    pixels = views.flatten(1, 2).float() / 255  # (N, S*S, 3)
-    matrix, offset = colour_matrix(parameters, pixels.mean(1))
-    pixels = torch.baddbmm(offset[:, None], pixels, matrix.transpose(1, 2)).clamp_(0, 1)
-    images = pixels.view(views.shape).permute(0, 3, 1, 2)
-    blurred = parameters.sigma.nonzero()[:, 0]
-    if len(blurred):
-        images[blurred] = gaussian_blur(images[blurred], parameters.sigma[blurred])
-    images = torch.where(parameters.flip[:, None, None, None], images.flip(3), images)
-    return normalise(images)
-
-
-def normalise(images: Tensor) -> Tensor:
-    """Normalise RGB in [0, 1], `(N, 3, H, W)`, with ImageNet's mean and std."""
-    mean, std = (images.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (images - mean) / std
 
 
 def colour_matrix(parameters: ColourParameters, mean: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,31 +138,17 @@ def colour_matrix(parameters: ColourParameters, mean: Tensor) -> tuple[Tensor, T
     operations[:, SATURATION] += (1 - factors[:, SATURATION])[:, None, None] * to_grey
     operations[:, HUE] = _hue_rotation(factors[:, HUE])
 
-    matrix, offset, rows = identity.expand(n, 3, 3), factors.new_zeros(n, 3), torch.arange(n, device=factors.device)
-    for operation in parameters.order.T:
-        step = operations[rows, operation]
+    steps = operations[torch.arange(n, device=factors.device)[:, None], parameters.order]
+    contrast = (1 - factors[:, CONTRAST, None]) * (parameters.order == CONTRAST)
+    mean = torch.cat([mean, mean.new_ones(n, 1)], 1)[:, :, None]
+    affine = torch.eye(3, 4, device=factors.device).expand(n, 3, 4)  # the matrix, and the offset beside it
+    for step, share in zip(steps.unbind(1), contrast.unbind(1), strict=True):
         # Contrast keeps the mean grey of the picture as it is at that moment.
-        mean_grey = (torch.einsum("nij,nj->ni", matrix, mean) + offset) @ grey
-        keep = torch.where(operation == CONTRAST, (1 - factors[:, CONTRAST]) * mean_grey, 0.0)
-        offset = torch.einsum("nij,nj->ni", step, offset) + keep[:, None]
-        matrix = step @ matrix
-    last = torch.where(parameters.grey[:, None, None], to_grey, identity)
-    return last @ matrix, torch.einsum("nij,nj->ni", last, offset)
-
-
-def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Blur each image with its own sigma, as two matrix products (a Gaussian is separable).
-
-    At the border the kernel is cut off and its weights renormalised.
-
-    Args:
-        images: `(N, 3, S, S)` float.
-        sigma: `(N,)` pixels, positive.
-    """
-    place = torch.arange(images.shape[-1], device=images.device, dtype=images.dtype)
-    distance = (place[:, None] - place).square()
-    kernel = torch.softmax(-distance / (2 * sigma[:, None, None].square()), dim=2)[:, None]
-    return kernel @ images @ kernel.transpose(2, 3)
+        keep = share[:, None] * (grey @ (affine @ mean))
+        affine = step @ affine
+        affine[:, :, 3] += keep
+    affine = torch.where(parameters.grey[:, None, None], to_grey @ affine, affine)
+    return affine[:, :, :3], affine[:, :, 3]
 
 
 def _hue_rotation(turns: Tensor) -> Tensor:

@@ -10,6 +10,11 @@ TRIES = 10
 """Draws before the central crop is taken (InsLoc, torchvision)."""
 
 
+def uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """Draw one number: what `rng.uniform` gives, several times faster."""
+    return low + (high - low) * rng.random()
+
+
 def random_crop(
     rng: np.random.Generator,
     width: int,
@@ -34,8 +39,8 @@ def random_crop(
         torchvision's RandomResizedCrop; InsLoc with aspect [1/2, 2], MoCo v2 with [3/4, 4/3].
     """
     for _ in range(TRIES):
-        target = width * height * rng.uniform(*area)
-        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+        target = width * height * uniform(rng, *area)
+        ratio = math.exp(uniform(rng, math.log(aspect[0]), math.log(aspect[1])))
         w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
         if 0 < w <= width and 0 < h <= height:
             x, y = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -37,6 +38,14 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return intersection / (area_a[:, None] + area_b[None] - intersection)
 
 
+def _iou(a: Sequence[float], b: Sequence[float]) -> float:
+    """Compute the IoU of two boxes."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    intersection = max(width, 0.0) * max(height, 0.0)
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+    return intersection / (areas - intersection)
+
+
 class RatioJitter:
     """Shift the top-left corner by shares of the width and height, scale the sides, clip to the canvas.
 
@@ -62,14 +71,16 @@ class RatioJitter:
         """Draw a box near `box`; see BoxJitter."""
         if rng.random() >= self.p:
             return box
-        size = box[2:] - box[:2]
+        # Plain numbers: NumPy's calls would cost several times the arithmetic.
+        x0, y0, x1, y1 = exact = box.tolist()
+        width, height = x1 - x0, y1 - y0
         for _ in range(TRIES):
-            shift, scale = rng.uniform(-self.ratio, self.ratio, (2, 2))
-            corner = box[:2] + shift * size
-            jittered = np.concatenate([corner, corner + size * (1 + scale)])
-            jittered = np.clip(jittered, 0, canvas).astype(np.float32)
-            if box_iou(jittered[None], box[None])[0, 0] >= self.min_iou:
-                return jittered
+            right, down, wider, higher = ((2 * u - 1) * self.ratio for u in rng.random(4).tolist())
+            left, top = x0 + right * width, y0 + down * height
+            corners = (left, top, left + width * (1 + wider), top + height * (1 + higher))
+            jittered = [min(max(corner, 0.0), float(canvas)) for corner in corners]
+            if _iou(jittered, exact) >= self.min_iou:
+                return np.array(jittered, np.float32)
         return box
 
 

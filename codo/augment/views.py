@@ -81,13 +81,15 @@ class PasteView:
     crop_aspect: tuple[float, float] = (0.5, 2.0)
     patch_side: tuple[float, float] = (128.0, 254.0)
 
-    def __call__(self, rng: np.random.Generator, foreground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Make the view of `foreground` `(H, W, 3)` uint8: `(S, S, 3)` uint8, and the patch's box `(4,)` xyxy."""
+    def __call__(
+        self, rng: np.random.Generator, foreground: np.ndarray, out: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Make the view of `foreground` `(H, W, 3)` uint8, in `out` if given: `(S, S, 3)` uint8, and the box `(4,)`."""
         height, width, _ = foreground.shape
         x0, y0, x1, y1 = random_crop(rng, width, height, self.crop_area, self.crop_aspect)
         patch_width, patch_height = patch_size(rng, x1 - x0, y1 - y0, self.canvas, self.patch_side)
         patch = resize(foreground, patch_width, patch_height, box=(x0, y0, x1, y1))
-        return paste(rng, self.background(rng), patch)
+        return paste(rng, self.background(rng), patch, out)
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,15 @@ class CropView:
     area: tuple[float, float] = (0.2, 1.0)
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
 
-    def __call__(self, rng: np.random.Generator, foreground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Make the view of `foreground` `(H, W, 3)` uint8: `(S, S, 3)` uint8, and the canvas as its box `(4,)`."""
+    def __call__(
+        self, rng: np.random.Generator, foreground: np.ndarray, out: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Make the view of `foreground` `(H, W, 3)` uint8, in `out` if given: `(S, S, 3)` uint8, the canvas as box."""
         height, width, _ = foreground.shape
         crop = random_crop(rng, width, height, self.area, self.aspect)
         image = resize(foreground, self.canvas, self.canvas, box=crop)
+        if out is not None:
+            out[...], image = image, out
         return image, np.array([0, 0, self.canvas, self.canvas], np.float32)
 
 
@@ -134,7 +140,7 @@ class ViewSampler:
 
     Example:
         >>> sampler = ViewSampler(CropView(64), queries=2)
-        >>> views = sampler(np.zeros((120, 80, 3), np.uint8), lambda number: np.random.default_rng(number))
+        >>> views = sampler(np.zeros((120, 80, 3), np.uint8), lambda number: np.random.default_rng(number).spawn(2))
         >>> views.images.shape  # two queries and the key
         torch.Size([3, 64, 64, 3])
     """
@@ -146,35 +152,30 @@ class ViewSampler:
     augmenters: Sequence[Augmenter] = ()
     foregrounds: Images = ()
 
-    def __call__(self, foreground: np.ndarray, rng: Callable[[int], np.random.Generator]) -> Views:
+    def __call__(self, foreground: np.ndarray, rng: Callable[[int], Sequence[np.random.Generator]]) -> Views:
         """Sample.
 
         Args:
             foreground: `(H, W, 3)` uint8 RGB.
-            rng: view number -> its generator. The key is number 0 and the queries 1..V, so that another V leaves the
-                views that both have as they are.
+            rng: view number -> two generators, of its geometry and of its colour, so that a switch in one leaves the
+                other as it was. The key is number 0 and the queries 1..V, so that another V leaves the views that both
+                have as they are.
         """
-        images, exact_boxes, boxes, colours = [], [], [], []
-        for number in [*range(1, self.queries + 1), 0]:
-            # The colour has a stream of its own, so that a switch in the geometry leaves it as it was.
-            geometry, tint = rng(number).spawn(2)
-            image, box = self.view(geometry, foreground)
+        count, side = self.queries + 1, self.view.canvas
+        streams = [rng(number) for number in (*range(1, count), 0)]
+        colour = self.colour.draw([tint for _, tint in streams])
+        images = np.empty((count, side, side, 3), np.uint8)
+        exact, jittered = np.empty((2, count, 4), np.float32)
+        for i, ((geometry, _), flip) in enumerate(zip(streams, colour.flip.tolist(), strict=True)):
+            image, box = self.view(geometry, foreground, images[i])
             for augment in self.augmenters:
                 image, box = self.check(augment, *augment(geometry, image, box, self.foregrounds))
-            colour = self.colour(tint)
-            if colour.flip:
-                box = box[[2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32)
-                box[[0, 2]] += self.view.canvas
-            images.append(torch.from_numpy(np.ascontiguousarray(image)))
-            exact_boxes.append(box)
-            boxes.append(np.asarray(self.jitter(geometry, box, self.view.canvas), np.float32))
-            colours.append(colour)
-        return Views(
-            torch.stack(images),
-            torch.from_numpy(np.stack(exact_boxes)),
-            torch.from_numpy(np.stack(boxes)),
-            ColourParameters.stack(colours),
-        )
+            if self.augmenters:
+                images[i] = image
+            x0, y0, x1, y1 = box.tolist()
+            exact[i] = (side - x1, y0, side - x0, y1) if flip else (x0, y0, x1, y1)
+            jittered[i] = self.jitter(geometry, exact[i].copy(), side)
+        return Views(torch.from_numpy(images), torch.from_numpy(exact), torch.from_numpy(jittered), colour)
 
     def check(self, augment: Augmenter, image: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Refuse what is no view.

@@ -25,6 +25,9 @@ class DataSection(Section):
     """COCO-format data set (its training images), folder or shards: the downstream data, labels unused."""
     limit: int | None = sourced(None, "ours", ge=2)
     """Use at most this many foregrounds, drawn by the seed; a smaller draw is part of a larger one."""
+    scaled_decode: bool = sourced(True, "ours")
+    """Let the JPEG decoder give 1/2, 1/4 or 1/8 of a picture's size where that is large enough; faster, and nearly the
+    same pixels. Off: every picture is decoded at full size."""
 
 
 class PasteSection(Section):
@@ -79,6 +82,9 @@ class ColourSection(Section):
     blur_sigma: tuple[Positive, Positive] = sourced((0.1, 2.0), "MoCo v2 / InsLoc")
     """Pixels."""
     flip_p: Probability = sourced(0.5, "InsLoc")
+    exact: bool = sourced(False, "ours")
+    """Torchvision's operations one after the other, clamped in between and the hue by HSV; slower. Off: one affine map
+    of RGB a view."""
 
 
 class ModelSection(ArchitectureSection):

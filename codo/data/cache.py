@@ -36,6 +36,9 @@ from codo.runs.caching import bytes_text, cache_root
 AUTO_LIMIT = 4 * 2**30
 """Bytes up to which `cache="auto"` writes a cache."""
 
+ENOUGH = 15 / 16
+"""The share of a square's side that a scaled decode must give at least: half a COCO image (480 high) does for 256."""
+
 MEMORY = Path("/dev/shm")
 """Where files are memory that processes share (Linux)."""
 
@@ -46,10 +49,14 @@ _SAMPLE = 64  # image headers read to predict the size of a pool
 
 @dataclass(frozen=True)
 class Target:
-    """The size that a pool's images are brought to: a square, or a bound on the short side; in pixels."""
+    """The size that a pool's images are brought to: a square, or a bound on the short side; in pixels.
+
+    With `scaled_decode`, JPEGs may be decoded at a part of their size.
+    """
 
     square: int | None
     short_side: int | None
+    scaled_decode: bool = True
 
     def __post_init__(self) -> None:
         if (self.square is None) == (self.short_side is None):
@@ -65,6 +72,13 @@ class Target:
         """The one that is set."""
         return self.square or self.short_side or 0
 
+    @property
+    def decoded_side(self) -> int | None:
+        """The short side that a scaled decode must give at least; None where none is wanted."""
+        if not self.scaled_decode:
+            return None
+        return self.side if self.square is None else int(self.side * ENOUGH)
+
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Give the width and height that an image of `width` x `height` gets."""
         if self.square is not None:
@@ -75,7 +89,7 @@ class Target:
     def load(self, source: Source, content: bytes | None = None) -> np.ndarray:
         """Decode (from `content`, where it has been read) and resize to `(H, W, 3) uint8`; raises `ImageError`."""
         content = read_content(source) if content is None else content
-        image = decode_content(content, source, self.side)
+        image = decode_content(content, source, self.decoded_side)
         return resize(image, *self.size(image.shape[1], image.shape[0]))
 
 
@@ -120,6 +134,7 @@ class ImagePool:
         *,
         square: int | None = None,
         short_side: int | None = None,
+        scaled_decode: bool = True,
         cache: Cache = "auto",
         cache_dir: Path | None = None,
         progress: Callable[[int, int], None] | None = None,
@@ -135,6 +150,8 @@ class ImagePool:
             images: image files or members of tar files, at least one.
             square: resize to square x square pixels; the aspect ratio is not kept (backgrounds).
             short_side: shrink until the short side is at most this many pixels; nothing is enlarged (foregrounds).
+            scaled_decode: let JPEGs be decoded at 1/2, 1/4 or 1/8 of their size where that is nearly the target's size
+                or more.
             cache: "disk": decode all now, or reuse an earlier cache; broken images are found and left out. "ram": the
                 same in memory, shared by the processes that use it and gone with the last of them. "off": decode on
                 each access, a broken image raises `ImageError` there. "auto": disk, if the pool is expected to take
@@ -147,7 +164,7 @@ class ImagePool:
             ValueError: not exactly one of `square` and `short_side`, or below 1; an unknown `cache`.
             CodoError: no images; none can be decoded; with "disk" and "ram", the cache cannot be written.
         """
-        target = Target(square, short_side)
+        target = Target(square, short_side, scaled_decode)
         if cache not in ("auto", "ram", "disk", "off"):
             raise ValueError(f"cache={cache!r}; auto, ram, disk or off is expected")
         if not images:

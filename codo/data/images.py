@@ -180,9 +180,10 @@ def resize(
     source = np.array(image, dtype=np.uint8, order="C")
     if source.shape[:2] == (height, width):
         return source
-    planes = torch.from_numpy(source).permute(2, 0, 1)[None]  # a channels-last (1, 3, H, W)
+    # A channels-last (1, 3, H, W), in the strides that torch knows for one: the result is channels-last as well.
+    planes = torch.from_numpy(source)[None].permute(0, 3, 1, 2)
     resized = interpolate(planes, size=(height, width), mode="bilinear", antialias=True)
-    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
+    return np.ascontiguousarray(resized.permute(0, 2, 3, 1).numpy()[0])
 
 
 def _crop(image: np.ndarray, box: tuple[float, float, float, float]) -> np.ndarray:

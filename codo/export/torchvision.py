@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from codo.augment.colour import IMAGENET_MEAN, IMAGENET_STD
+from codo.augment import IMAGENET_MEAN, IMAGENET_STD
 from codo.config.sections import ArchitectureSection
 from codo.config.transfer import DetectionSection
 from codo.export.contents import Contents

@@ -12,8 +12,12 @@ import numpy as np
 import torch
 
 
+def _entropy(purpose: str, keys: tuple[int, ...]) -> list[int]:
+    return [zlib.crc32(purpose.encode()), *keys]
+
+
 def _sequence(purpose: str, keys: tuple[int, ...]) -> np.random.SeedSequence:
-    return np.random.SeedSequence([zlib.crc32(purpose.encode()), *keys])
+    return np.random.SeedSequence(_entropy(purpose, keys))
 
 
 def generator(purpose: str, *keys: int) -> np.random.Generator:
@@ -24,6 +28,15 @@ def generator(purpose: str, *keys: int) -> np.random.Generator:
         keys: non-negative, always as many for one purpose: seed, then epoch, step, sample or view.
     """
     return np.random.default_rng(_sequence(purpose, keys))
+
+
+def generators(count: int, purpose: str, *keys: int) -> list[np.random.Generator]:
+    """Make what `generator(purpose, *keys).spawn(count)` gives, in less time."""
+    entropy = _entropy(purpose, keys)
+    return [
+        np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy, spawn_key=(child,))))
+        for child in range(count)
+    ]
 
 
 def integer_seed(purpose: str, *keys: int) -> int:

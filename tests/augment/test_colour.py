@@ -8,7 +8,8 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from codo.augment import ColourJitter, ColourParameters, finish_views
-from codo.augment.colour import BRIGHTNESS, CONTRAST, IMAGENET_MEAN, IMAGENET_STD, SATURATION, gaussian_blur
+from codo.augment.colour import BRIGHTNESS, CONTRAST, SATURATION
+from codo.augment.finish import IMAGENET_MEAN, IMAGENET_STD, _colour_all, _finish_all, gaussian_blur
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +131,62 @@ def test_a_switch_moves_no_other_number():
     assert torch.equal(a.factors, b.factors)
     assert torch.equal(a.order, b.order)
     assert torch.equal(a.flip, b.flip)
+
+
+@pytest.fixture(scope="module")
+def drawn() -> tuple[torch.Tensor, ColourParameters]:
+    """Twelve noisy views of the whole range of values, each with its own draw."""
+    rng = np.random.default_rng(5)
+    coarse = torch.from_numpy(rng.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8))
+    views = coarse.repeat_interleave(3, 1).repeat_interleave(3, 2)
+    return views, ColourParameters.stack([ColourJitter()(rng) for _ in range(12)])
+
+
+def of_rows(parameters: ColourParameters, rows: list[int]) -> ColourParameters:
+    return ColourParameters(*(column[rows] for column in parameters))
+
+
+def test_a_processor_and_a_gpu_compute_the_same(drawn):
+    views, colour = drawn
+    one_by_one, all_at_once = finish_views(views, colour), _finish_all(views, colour, _colour_all(views, colour))
+    # The kernel ends after three sigmas on a processor: on an edge from black to white that is .3 of 255 levels.
+    assert (in_unit_range(one_by_one) - in_unit_range(all_at_once)).abs().max() < 0.3 / 255
+    sharp = colour._replace(sigma=torch.zeros(12))
+    assert torch.allclose(finish_views(views, sharp), _finish_all(views, sharp, _colour_all(views, sharp)), atol=1e-5)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_view_does_not_depend_on_those_beside_it(drawn, exact):
+    views, colour = drawn
+    together = finish_views(views, colour, exact=exact)
+    for rows in ([0], [3, 8], [11, 5, 2, 7]):
+        assert torch.allclose(finish_views(views[rows], of_rows(colour, rows), exact=exact), together[rows], atol=1e-5)
+    assert len({int(r) for r in (3 * colour.sigma).ceil()}) > 3  # kernels of several sizes were beside each other
+
+
+@pytest.mark.parametrize("sigma", [0.1, 2.0, 5.0, 40.0])
+def test_the_blur_renormalises_at_the_border(sigma):
+    views = torch.zeros(1, 48, 48, 3, dtype=torch.uint8)
+    views[:, :, :20] = 255
+    views[:, :7] = 90
+    ours = in_unit_range(finish_views(views, parameters(sigma=sigma)))
+    whole = gaussian_blur(views.permute(0, 3, 1, 2).float() / 255, torch.tensor([sigma]))
+    assert (ours - whole).abs().max() < 0.004
+
+
+def test_exact_colour_is_torchvisions_clamps_and_all(drawn):
+    views, colour = drawn
+    steps = [F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue]
+    ours = finish_views(views, colour, exact=True)
+    expected = []
+    for i, view in enumerate(views):
+        image = view.permute(2, 0, 1).float() / 255
+        for which in colour.order[i].tolist():
+            image = steps[which](image, float(colour.factors[i, which]))
+        image = F.rgb_to_grayscale(image, 3) if colour.grey[i] else image
+        if colour.sigma[i]:
+            image = gaussian_blur(image[None], colour.sigma[i : i + 1])[0]
+        expected.append(F.normalize(image.flip(2) if colour.flip[i] else image, IMAGENET_MEAN, IMAGENET_STD))
+    assert torch.allclose(ours, torch.stack(expected), atol=1e-4)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    assert (ours - finish_views(views, colour)).abs().mean() > 0.02  # what the affine map leaves out is not nothing

@@ -164,6 +164,7 @@ CHANGED = {
     "colour.blur_p": 0.0,
     "colour.blur_sigma": [3.0, 4.0],
     "colour.flip_p": 0.0,
+    "colour.exact": True,
     "model.backbone": "resnet14t",
     "model.fpn_channels": 24,
     "model.box_head_convs": 2,
@@ -206,6 +207,7 @@ CHANGED = {
 ELSEWHERE = {
     "data.foregrounds": "tests/jobs/pretrain/test_run.py",
     "data.backgrounds": "tests/jobs/pretrain/test_run.py",
+    "data.scaled_decode": "tests/jobs/pretrain/test_options.py",
     "run.device": "tests/runs/test_hardware.py",
     "run.precision": "tests/runs/test_hardware.py",
     "run.workers": "tests/runs/test_hardware.py",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from codo.runs.seed import generator, integer_seed, torch_generator
+from codo.runs.seed import generator, generators, integer_seed, torch_generator
 
 
 def test_streams_are_those_of_every_earlier_version() -> None:
@@ -15,6 +15,12 @@ def test_streams_are_those_of_every_earlier_version() -> None:
     assert generator("view", 0, 1, 2).integers(0, 2**32, 3).tolist() == [2968690273, 2949508447, 1081129570]
     drawn = torch.randint(0, 2**31, (3,), generator=torch_generator("view", 0, 1, 2))
     assert drawn.tolist() == [1683563451, 1877593333, 812459531]
+
+
+def test_generators_are_those_that_one_spawns() -> None:
+    spawned = generator("view", 3, 4, 5).spawn(3)
+    made = generators(3, "view", 3, 4, 5)
+    assert [g.bit_generator.state for g in made] == [g.bit_generator.state for g in spawned]
 
 
 def test_asking_again_begins_again() -> None:

@@ -154,6 +154,7 @@ def build_dataset(config: PretrainConfig, sources: Sources, parts: Parts | None 
             images,
             square=square,
             short_side=short_side,
+            scaled_decode=config.data.scaled_decode,
             cache=config.run.cache,
             progress=counter(f"decoding {name}"),
             say=lambda text: say(f"cache of the {name}: {text}"),
@@ -180,7 +181,7 @@ def build_dataset(config: PretrainConfig, sources: Sources, parts: Parts | None 
         view = PasteView(config.canvas, background, paste.crop_area, paste.crop_aspect, paste.patch_side)
     else:
         view = CropView(config.canvas, config.crop.area, config.crop.aspect)
-    colour = ColourJitter(**config.colour.model_dump())
+    colour = ColourJitter(**config.colour.model_dump(exclude={"exact"}))
     augmenters = [*(make(part) for part in config.augment), *parts.augmenters]
     jitter = parts.jitter or build_jitter(config)
     sampler = ViewSampler(view, config.views, jitter, colour, augmenters, foregrounds)

@@ -147,7 +147,7 @@ class Trainer:
         # View by view: (V + 1, B, ...), so that each view is one block of memory.
         raw = views.images.to(device, non_blocking=True).transpose(0, 1).flatten(0, 1)
         colour = type(views.colour)(*(c.transpose(0, 1).flatten(0, 1) for c in views.colour.to(device)))
-        images = finish_views(raw, colour).chunk(count)
+        images = finish_views(raw, colour, exact=self.config.colour.exact).chunk(count)
         exact, jittered = (boxes.to(device, non_blocking=True).unbind(1) for boxes in (views.exact_boxes, views.boxes))
         levels = self.method.jitter_levels
         return (

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from codo.augment import ColourParameters, PasteView, finish_views
-from codo.augment.colour import IMAGENET_MEAN, IMAGENET_STD
+from codo.augment import IMAGENET_MEAN, IMAGENET_STD, ColourParameters, PasteView, finish_views
 from codo.augment.views import DrawBackground
 from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
@@ -65,7 +64,7 @@ def preview(config: PretrainConfig, samples: int, out: Path) -> int:
         if recorder:
             recorder.drawn.clear()
         sample = dataset[key]
-        views = _visible(sample.views.images, sample.views.colour)
+        views = _visible(sample.views.images, sample.views.colour, config.colour.exact)
         cells = [fit(Image.fromarray(dataset.foregrounds[int(sample.foreground)]))]
         for v, picture in enumerate(views):
             if recorder:
@@ -80,9 +79,9 @@ def preview(config: PretrainConfig, samples: int, out: Path) -> int:
     return count
 
 
-def _visible(images: torch.Tensor, colour: ColourParameters) -> list[Image.Image]:
+def _visible(images: torch.Tensor, colour: ColourParameters, exact: bool) -> list[Image.Image]:
     """Undo the normalisation of finished views."""
-    finished = finish_views(images, colour)
+    finished = finish_views(images, colour, exact=exact)
     std, mean = (torch.tensor(v)[:, None, None] for v in (IMAGENET_STD, IMAGENET_MEAN))
     pixels = ((finished * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
     return [Image.fromarray(np.ascontiguousarray(p.permute(1, 2, 0).numpy())) for p in pixels]

@@ -17,7 +17,7 @@ from codo.data.images import ImageError
 from codo.errors import CodoError
 from codo.runs.hardware import Hardware
 from codo.runs.interrupt import ignore_stop_signals
-from codo.runs.seed import generator
+from codo.runs.seed import generator, generators
 from codo.runs.world import World
 
 MAX_SUBSTITUTES = 100
@@ -53,7 +53,7 @@ class SampleDataset(Dataset[Sample]):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Make the sample of `(epoch, index)`; the next foreground stands in for one that cannot be read."""
         epoch, index = key
-        rng = partial(generator, "view", self.seed, epoch, index)
+        rng = partial(generators, 2, "view", self.seed, epoch, index)
         skipped: list[str] = []
         for offset in range(MAX_SUBSTITUTES):
             chosen = (index + offset) % len(self)

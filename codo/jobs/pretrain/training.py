@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from codo._version import __version__
-from codo.augment.colour import IMAGENET_MEAN, IMAGENET_STD
+from codo.augment import IMAGENET_MEAN, IMAGENET_STD
 from codo.config.load import fingerprint
 from codo.config.pretrain import PretrainConfig
 from codo.config.sections import ArchitectureSection

@@ -17,7 +17,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
 
-from codo.augment.colour import IMAGENET_MEAN, IMAGENET_STD
+from codo.augment import IMAGENET_MEAN, IMAGENET_STD
 from codo.backbones import LEVELS, STRIDES, Backbone
 from codo.config.transfer import DETECTORS, TransferConfig
 from codo.errors import CodoError

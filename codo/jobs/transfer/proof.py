@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codo.augment.colour import IMAGENET_MEAN, IMAGENET_STD
+from codo.augment import IMAGENET_MEAN, IMAGENET_STD
 from codo.backbones import STRIDES, Backbone
 from codo.config.sections import ArchitectureSection
 from codo.errors import CodoError

@@ -128,3 +128,18 @@ def test_the_optimizer_trains_a_losses_own_parameters(tiny):
     method = Method(config)
     held = {id(p) for group in build_optimizer(config, method).param_groups for p in group["params"]}
     assert {id(p) for p in method.losses.parameters()} <= held
+
+
+def test_scaled_decode_is_what_the_images_come_from(tiny, tmp_path):
+    from PIL import Image
+
+    for folder in ("foregrounds", "backgrounds"):
+        (tmp_path / folder).mkdir()
+        for i in range(4):
+            noise = torch.randint(0, 256, (300, 400, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(i))
+            Image.fromarray(noise.numpy()).save(tmp_path / folder / f"{i}.jpg")
+    named = {f"data.{folder}": str(tmp_path / folder) for folder in ("foregrounds", "backgrounds")}
+    configs = [tiny(**named, **{"data.scaled_decode": on}) for on in (True, False)]
+    scaled, whole = (build_dataset(c, find_sources(c))[(0, 0)].views for c in configs)
+    assert torch.equal(scaled.boxes, whole.boxes)
+    assert not torch.equal(scaled.images, whole.images)

@@ -125,7 +125,7 @@ def test_patch_and_box_stay_together_through_the_flip(tiny):
     sampler = ViewSampler(view, 1, colour=ColourJitter(p=0, grey_p=0, blur_p=0, flip_p=0.5))
     flipped = set()
     for seed in range(12):
-        views = sampler(np.full((50, 80, 3), 255, np.uint8), lambda n, s=seed: np.random.default_rng([s, n]))
+        views = sampler(np.full((50, 80, 3), 255, np.uint8), lambda n, s=seed: np.random.default_rng([s, n]).spawn(2))
         bright = finish_views(views.images, views.colour)[:, 0] > 0
         for mask, box in zip(bright, views.exact_boxes, strict=True):
             ys, xs = mask.nonzero().T

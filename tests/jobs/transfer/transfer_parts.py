@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from codo.augment.colour import IMAGENET_MEAN, IMAGENET_STD
+from codo.augment import IMAGENET_MEAN, IMAGENET_STD
 from codo.backbones import Backbone
 from codo.config.sections import ArchitectureSection
 from codo.config.transfer import DetectionSection, TransferConfig
