@@ -1,7 +1,7 @@
 """From composites to what the encoder takes: flip, colour, blur and normalisation of whole batches of views.
 
 On a GPU all views at once. On a processor one after the other, so that the pixels of a view stay in its cache; measured
-several times faster there. Both compute the same to rounding.
+several times faster there. Both compute the same, but for the far ends of the blur (`REACH`).
 """
 
 from __future__ import annotations
