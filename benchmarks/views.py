@@ -144,10 +144,11 @@ TARGETS = [
 
 WHY = [
     "Where a row misses: of a view from files most is decoding, which both sides leave to libjpeg-turbo, "
-    "and codo decodes at half size only where that is enough for the canvas. InsLoc's path, which decodes "
-    "in every row, gains on small files. Of a cached view about a third is geometry (two generators, a "
-    "resize, the draws), the rest in fp32 one matrix product for the colour and, for half of the views, a "
-    "weighted sum and a product of tiles for the blur. Dense, strided and depthwise convolutions, larger "
+    "and codo decodes at half size only where that is enough for the canvas. InsLoc's path decodes in every "
+    "row, so that its ratios shrink with small files. Of a cached view about a third is geometry (two "
+    "generators, a resize, the draws), the rest in fp32 one matrix product for the "
+    "colour and, for half of the views, a weighted sum and a product of tiles for the "
+    "blur. Dense, strided and depthwise convolutions, larger "
     "tiles and planar memory were timed for these and are slower on this processor, which has no AMX.",
     "",
 ]
