@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.pictures import real_images
 from benchmarks.results_file import Row, versions, write
 from codo.config import load_pretrain_config
 from codo.config.pretrain import PretrainConfig
@@ -69,7 +70,7 @@ def cache_in(folder: Path) -> Iterator[None]:
 
 def config_of_images(small: Path | None) -> PretrainConfig:
     """Settings of `codo-small` on the images that are here; on a few made up in `small` where that is given."""
-    root = Path(os.environ.get("CODO_DATA", "absent"))
+    root = real_images()
     fields: dict[str, Any] = {"run.device": "cpu"}
     if small is not None:
         rng = np.random.default_rng(0)
@@ -78,7 +79,7 @@ def config_of_images(small: Path | None) -> PretrainConfig:
             coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
             coarse.resize((400, 300), Image.Resampling.BICUBIC).save(small / "pictures" / f"{i}.jpg")
         fields |= {"data.foregrounds": str(small / "pictures"), "data.backgrounds": str(small / "pictures")}
-    elif (root / "objects_open").is_dir():
+    elif root is not None:
         fields |= {"data.foregrounds": str(root / "objects_open" / "images"), "data.backgrounds": str(root / "cards")}
     else:
         sample = sample_data()

@@ -6,7 +6,7 @@
 
 Both sides fine-tune `fasterrcnn_resnet50_fpn_v2` (RoIAlign, 4 convolutions and an fc as box head), or the same on
 ResNet-18, with torchvision's defaults (512 boxes an image) at 240-320 px, batch 2 as in torchvision's reference script,
-from the same weights, on the images of `bccd_320` in $CODO_DATA.
+from the same weights, on the images of `bccd_320` in $CODO_DATA (where they are not here: on the built-in sample data).
 
 - *torchvision*: the detector of its builder, fp32, a PIL image and `to_tensor` from disk, `torch.optim.SGD`, zero_grad,
   backward, step: what its reference script does.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.resnet import resnet18, resnet50
 from torchvision.transforms import functional
 
+from benchmarks.pictures import real_images
 from codo.config.presets import TRANSFER_PRESETS
 from codo.config.transfer import TransferConfig
 from codo.jobs.transfer.data import Data, training_annotations
@@ -39,8 +39,9 @@ BATCH = 2
 
 def settings(**fields: Any) -> TransferConfig:
     """Set up a transfer on this machine's processor; `fields` are sections, or parts of them."""
+    data = real_images()
     tree: dict[str, Any] = {
-        "data": {"root": str(Path(os.environ.get("CODO_DATA", "shared/data")) / DATA)},
+        "data": {"root": str(data / DATA) if data else None},
         "optim": {"epochs": 1, "batch_size": BATCH},
         "run": {"device": "cpu", "workers": 0, "threads": 1},
     }

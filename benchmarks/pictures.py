@@ -1,4 +1,4 @@
-"""Made-up pictures on disk, for benchmarks in which the content does not matter."""
+"""Pictures for benchmarks: the real ones, where they are here, and made-up ones where the content does not matter."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from PIL import Image
 
 LINKS = 30_000
 """Names that one file gets; ext4 allows 65,000."""
+
+
+def real_images() -> Path | None:
+    """Find the folder of real data sets, $CODO_DATA or `../shared/data` beside the checkout; None if it is not here."""
+    folder = Path(os.environ.get("CODO_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    return folder if folder.is_dir() else None
 
 
 def write_pictures(folder: Path, count: int, side: int, seed: int = 0) -> None:

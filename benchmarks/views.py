@@ -12,7 +12,6 @@ $CODO_DATA/tiny_coco on itself (COCO's own files, for the decoder).
 from __future__ import annotations
 
 import argparse
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
@@ -27,6 +26,7 @@ from torch import Tensor
 from torchvision import transforms as T
 
 from benchmarks import view_errors
+from benchmarks.pictures import real_images
 from benchmarks.results_file import Row, facts, table, versions, write
 from codo.augment import IMAGENET_MEAN, IMAGENET_STD, finish_views, patch_size, random_crop
 from codo.config import PretrainConfig
@@ -203,8 +203,8 @@ def main() -> None:
 
 def folders() -> dict[str, tuple[Path, Path]]:
     """Find the pairs of foregrounds and backgrounds: small files, and large ones."""
-    data = Path(os.environ.get("CODO_DATA") or Path(__file__).parents[2] / "shared" / "data")
-    if not data.is_dir():
+    data = real_images()
+    if data is None:
         sample = sample_data()
         return dict.fromkeys(("sample data", "sample data again"), (sample / "foregrounds", sample / "detection"))
     return {
