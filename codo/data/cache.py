@@ -32,6 +32,7 @@ from codo.data.pool_file import (
 )
 from codo.errors import CodoError
 from codo.runs.caching import bytes_text, cache_root
+from codo.runs.hardware import available_cores
 
 AUTO_LIMIT = 4 * 2**30
 """Bytes up to which `cache="auto"` writes a cache."""
@@ -43,6 +44,8 @@ MEMORY = Path("/dev/shm")
 """Where files are memory that processes share (Linux)."""
 
 Cache = Literal["auto", "ram", "disk", "off"]
+
+CGROUP = Path("/sys/fs/cgroup")
 
 _SAMPLE = 64  # image headers read to predict the size of a pool
 
@@ -260,10 +263,10 @@ def _predict_bytes(images: ImageSet[Any], target: Target) -> int:
 def _lacks(predicted: int, folder: Path, cache: Cache, file: Path) -> str | None:
     """Say why a pool of `predicted` bytes is not to be written into a folder, or None."""
     free = shutil.disk_usage(next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())).free
-    with suppress(OSError):  # what an earlier build has written is there
-        free += unfinished(file).stat().st_size
     if cache == "ram":
         free = min(free, _available_memory())
+    with suppress(OSError):  # what an earlier build has written is there
+        free += unfinished(file).stat().st_size
     told = f"a cache would take {bytes_text(predicted)}, {bytes_text(free)} are free in {folder}"
     if predicted > free:
         way_out = "a container's /dev/shm grows by --shm-size" if cache == "ram" else "set CODO_CACHE to another disk"
@@ -276,14 +279,15 @@ def _lacks(predicted: int, folder: Path, cache: Cache, file: Path) -> str | None
 
 
 def _available_memory() -> int:
-    """Look up the memory that processes may still take, in bytes."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 2**62
+    """Look up the memory that processes may still take, in bytes: of the machine, and of the container (cgroup v2)."""
+    bounds = [2**62]
+    with suppress(OSError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        bounds += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    with suppress(OSError, ValueError):  # no cgroup v2, or no limit ("max")
+        limit, used = (int((CGROUP / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+        bounds.append(max(0, limit - used))
+    return min(bounds)
 
 
 def memory_folder() -> Path:
@@ -334,7 +338,7 @@ def _decode_all(images: ImageSet[Any], target: Target, first: int) -> Generator[
         except ImageError as error:
             return str(error).removeprefix(f"{source}: "), source_hash
 
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = available_cores()
     pending: deque[Future[Decoded]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:

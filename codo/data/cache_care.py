@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,9 +55,11 @@ def entries() -> list[Entry]:
     found = []
     for folder in (cache_root() / "images", memory_folder(), cache_root() / "shards"):
         for file in folder.iterdir() if folder.is_dir() else ():
-            status = file.stat()
-            held = is_held(_lock_of(file))
-            found.append(Entry(file, status.st_size, status.st_mtime, held, _content(file)))
+            with suppress(FileNotFoundError):  # renamed or removed by a run meanwhile
+                status = file.stat()
+                held = is_held(_lock_of(file))
+                used = max(status.st_mtime, status.st_atime) if folder.name == "shards" else status.st_mtime
+                found.append(Entry(file, status.st_size, used, held, _content(file)))
     return sorted(found, key=lambda entry: -entry.used)
 
 
@@ -102,8 +105,11 @@ def verify(file: Path, progress: Callable[[int, int], None] | None = None) -> tu
     if content is None:
         return False, "the index is damaged, or of another version of codo"
     end, index = content
-    with open(file, "rb") as stream:
-        records = list(read_records(stream, end))
+    try:
+        with open(file, "rb") as stream:
+            records = list(read_records(stream, end))
+    except FileNotFoundError:
+        return True, "gone meanwhile"
     after = records[-1].start + records[-1].size if records else 0
     if after != end:
         return False, f"image {len(records)} is damaged"

@@ -100,7 +100,7 @@ def entry_of(entry: Any) -> Any:
         return entry
     try:
         return _object.decode(entry)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 
@@ -109,7 +109,7 @@ def annotation_of(entry: Any) -> Annotation:
     if isinstance(entry, Raw):
         try:
             return _annotation.decode(entry)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise TypeError(str(error)) from error
     if not isinstance(entry, dict):
         raise TypeError("no JSON object")
@@ -142,6 +142,14 @@ def read_categories(content: dict[str, Any], path: Path) -> dict[int, str]:
             raise CodoError(f"{path}: category id {category} occurs twice")
         found[category] = name
     return dict(sorted(found.items()))
+
+
+def _mask_of(mask: Raw) -> Any:
+    """Look into a segmentation; what is no JSON (a NaN, a number beyond all bounds) is left to `check_mask` to name."""
+    try:
+        return _object.decode(mask)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return json.loads(bytes(mask).decode(errors="replace"))
 
 
 class Annotations(Mapping[int, list[dict[str, Any]]]):
@@ -196,5 +204,5 @@ class Annotations(Mapping[int, list[dict[str, Any]]]):
             "bbox": self._box[4 * index : 4 * index + 4].tolist(),
             "area": self._area[index],
             "iscrowd": self._crowd[index],
-            **({"segmentation": _object.decode(mask)} if mask is not None else {}),
+            **({"segmentation": _mask_of(mask)} if mask is not None else {}),
         }

@@ -145,6 +145,8 @@ def _alone(file: Path, act: Callable[[], None]) -> bool:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not is_at(descriptor, file):  # another has taken its name since
+            return False
         act()
         return True
     except OSError:

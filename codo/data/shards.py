@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,6 +25,8 @@ from codo.runs.files import atomic_path
 
 SCHEMES = ("http", "https", "ftps", "sftp", "scp", "gs", "hf", "ais")
 """What is downloaded, each by the program that webdataset has for it (curl, gsutil, ais)."""
+
+FORMAT = 1  # of an index; raise it when it lists other members
 
 DOWNLOADS = 4
 """At once."""
@@ -71,7 +74,7 @@ def list_shards(place: str, progress: Callable[[int, int], None] | None = None) 
     """
     urls = _urls(place)
     show = progress or (lambda done, total: None)
-    paths = []
+    paths: list[Path] = []
     with ThreadPoolExecutor(DOWNLOADS) as pool:
         for path in pool.map(_local, urls):
             paths.append(path)
@@ -80,8 +83,11 @@ def list_shards(place: str, progress: Callable[[int, int], None] | None = None) 
     states = shards.states()
     if (gone := np.flatnonzero(states[:, 0] == ABSENT)).size:
         raise CodoError(f"shard {paths[int(gone[0])]} does not exist")
-    told = repr([os.path.abspath(path) for path in paths]).encode("utf-8", "surrogateescape")
+    told = repr((FORMAT, SUFFIXES, [os.path.abspath(path) for path in paths])).encode("utf-8", "surrogateescape")
     index = cache_root() / "shards" / f"{hashlib.sha256(told + states.tobytes()).hexdigest()[:32]}.index"
+    for path in paths:  # the time of use, for `codo cache clear`; not the time of change, which is part of the name
+        if path.parent == index.parent:
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
     if (images := _known(index)) is None:
         rows: list[tuple[int, str, int, int]] = []
         for number, path in enumerate(paths):
@@ -103,7 +109,13 @@ def _urls(place: str) -> list[str]:
         from webdataset.shardlists import expand_urls
     except ImportError as error:
         raise CodoError(f"{place}: tar shards are read through webdataset: pip install 'codo[webdataset]'") from error
-    urls = expand_urls(place)
+    try:
+        urls = expand_urls(place)
+    except (
+        ValueError,
+        AssertionError,
+    ) as error:  # a brace that is not closed; ${NAME}, of which only WDS_... are known
+        raise CodoError(f"{place}: no notation of shards: {error}; write train-{{0000..0099}}.tar") from error
     for url in urls:
         scheme = urlsplit(url).scheme
         if scheme == "pipe":  # config files are passed on, and --resume reads them: they must not run commands
@@ -125,11 +137,18 @@ def _known(index: Path) -> ShardImages | None:
 def _members(shard: Path) -> Iterator[tuple[str, int, int]]:
     """List a shard's images: name, offset and size."""
     try:
+        last = ""
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
                 base = member.name.rpartition("/")[2]
                 if member.isreg() and not member.issparse() and not base.startswith(".") and _is_image(base):
                     yield member.name.replace("\0", "?"), member.offset_data, member.size
+                last = member.name
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(512).strip(b"\0"):
+                raise tarfile.ReadError(f"it is damaged after {last!r}")
+            if tar.offset >= shard.stat().st_size:
+                raise tarfile.ReadError(f"it ends after {last!r}, without a tar file's end: cut off?")
     except tarfile.ReadError as error:
         raise CodoError(f"shard {shard} cannot be read: {error}; a whole, uncompressed tar file is needed") from error
     except (OSError, tarfile.TarError) as error:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from codo.errors import CodoError
+
 
 class FusedSGD(torch.optim.SGD):
     """`torch.optim.SGD(fused=True)`: the same numbers, the same state.
@@ -40,8 +42,11 @@ class FusedSGD(torch.optim.SGD):
             buffers = [self._buffer(p) for p in parameters] if group["momentum"] else []
             if not parameters:
                 continue
+            views = [in_memory_order(p, p) for p in parameters]
+            if any(view.data_ptr() != p.data_ptr() for view, p in zip(views, parameters, strict=True)):
+                raise CodoError("a parameter has gaps in memory (a view of another tensor): make it contiguous()")
             torch._fused_sgd_(
-                [in_memory_order(p, p) for p in parameters],
+                views,
                 [in_memory_order(p.grad, p) for p in parameters],
                 [in_memory_order(b, p) for b, p in zip(buffers, parameters, strict=False)],
                 weight_decay=group["weight_decay"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import shutil
 import tracemalloc
@@ -16,6 +17,7 @@ import pytest
 
 from codo.data.coco import background_paths, find_splits, is_coco, load_coco, split_paths
 from codo.data.files import data_fingerprint
+from codo.data.masks import check_mask
 from codo.errors import CodoError
 
 CONTENT: dict[str, Any] = {
@@ -355,6 +357,28 @@ def test_what_json_has_not_is_read_all_the_same(
     slow = load_coco(write(content | {"more": float("nan")}), tmp_path / "images")
     assert slow == quick
     assert dict(slow.annotations) == dict(quick.annotations)
+
+
+@pytest.mark.parametrize("odd", ["NaN", "1e999"])
+def test_a_segmentation_that_is_no_json_is_left_to_whoever_needs_it(
+    write: Callable[[Any], Path], content: dict[str, Any], tmp_path: Path, odd: str
+) -> None:
+    """Box detectors never look at it; those of masks name it."""
+    content["annotations"][0]["segmentation"] = [[1, 2, 3, 4, 5, "odd"]]
+    path = write(content)
+    path.write_text(path.read_text().replace('"odd"', odd))
+    first = load_coco(path, tmp_path / "images").annotations[7][0]
+    assert not math.isfinite(first["segmentation"][0][-1])
+    with pytest.raises(CodoError):
+        check_mask(first["segmentation"], 10, 10)
+
+
+def test_a_text_that_is_no_utf8_is_said(write: Callable[[Any], Path], content: dict[str, Any], tmp_path: Path) -> None:
+    path = write(content)
+    name = content["images"][0]["file_name"].encode()
+    path.write_bytes(path.read_bytes().replace(b'"' + name, b'"\xff' + name))
+    with pytest.raises(CodoError, match=r"images\[0\]|JSON"):
+        load_coco(path, tmp_path / "images")
 
 
 def test_numbers_of_another_kind(write: Callable[[Any], Path], content: dict[str, Any], tmp_path: Path) -> None:

@@ -157,6 +157,14 @@ def test_what_cannot_be_used_is_said(place: str, tmp_path: Path) -> None:
         pass
     refused(place.replace("0002", "0003"), r"shard .*train-0003\.tar does not exist")
     refused(str(tmp_path / "cut.tar"), r"shard .*cut\.tar cannot be read: .*whole, uncompressed")
+    with tarfile.open(tmp_path / "shards" / "train-0000.tar") as tar:
+        second = tar.getmembers()[1].offset
+    (tmp_path / "cut.tar").write_bytes(whole[:second])
+    refused(str(tmp_path / "cut.tar"), r"cut\.tar cannot be read: it ends after .*cut off\?")
+    (tmp_path / "cut.tar").write_bytes(whole[:second] + b"x" * 512 + whole[second + 512 :])
+    refused(str(tmp_path / "cut.tar"), r"cut\.tar cannot be read: it is damaged after")
+    refused("train-{0000..0099.tar", r"no notation of shards")
+    refused("${DATA}/train.tar", r"no notation of shards")
     refused(str(tmp_path / "packed.tar"), r"shard .*packed\.tar cannot be read: .*whole, uncompressed")
     refused(str(tmp_path / "none.tar"), r"no images in .*none\.tar")
     refused("gopher://host/a.tar", "no way to download gopher:")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from codo.errors import CodoError
 from codo.runs.sgd import FusedSGD
 
 SETTINGS: list[dict[str, Any]] = [
@@ -28,6 +29,13 @@ def parameters() -> list[nn.Parameter]:
 def gradients(step: int, order: torch.memory_format) -> list[Tensor | None]:
     torch.manual_seed(step)
     return [torch.randn(5, 4, 3, 3).contiguous(memory_format=order), torch.randn(7, 4), None, torch.randn(7, 4)]
+
+
+def test_a_parameter_with_gaps_is_refused_and_not_lost() -> None:
+    weight = nn.Parameter(torch.ones(4, 6)[:, ::2])
+    weight.grad = torch.ones(4, 3)
+    with pytest.raises(CodoError, match="gaps in memory"):
+        FusedSGD([weight], lr=0.5).step()
 
 
 def walk(optimizer: torch.optim.Optimizer, order: torch.memory_format, steps: range) -> list[Tensor]:

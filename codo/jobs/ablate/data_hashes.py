@@ -11,6 +11,7 @@ from codo.config.transfer import TransferConfig
 from codo.data.coco import split_paths
 from codo.data.files import data_fingerprint
 from codo.data.images import list_images
+from codo.data.shards import is_shards
 from codo.errors import CodoError
 from codo.jobs.ablate.jobs import digest
 from codo.jobs.ablate.resolve import Grid, ResolvedRow
@@ -67,6 +68,10 @@ class DataHashes:
     def of_probes(self) -> str:
         """Hash what the probes look at: images, and labels; the built-in sample data have the code's version."""
         data = self.grid.base.data
+        for name in ("foregrounds", "backgrounds"):
+            if (place := getattr(data, name)) is not None and is_shards(place):
+                text = f"{place}: probes look at folders of images, these are shards; set probes: false"
+                raise self.grid.source.error(("data", name), text)
         paths: Sequence[Path] = ()
         labels = None
         if data.foregrounds is not None:

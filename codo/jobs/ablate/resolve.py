@@ -14,6 +14,7 @@ from codo.config.pretrain import PretrainConfig
 from codo.config.schedules import SCHEDULES, schedule_fields
 from codo.config.sections import ArchitectureSection
 from codo.config.transfer import TransferConfig
+from codo.data.shards import is_shards
 from codo.errors import CodoError
 from codo.jobs.ablate.effective import effective, effective_transfer, why_inert
 from codo.jobs.ablate.grid import GridFile, read_grid
@@ -116,7 +117,7 @@ class _Base:
             if change.field in ("data.foregrounds", "data.backgrounds"):
                 raise source.error(change.keys, f"write it under `{change.field}`, at the top")
         data = [
-            Change(f"data.{name}", str(Path(value).absolute()), ("data", name))
+            Change(f"data.{name}", value if is_shards(value) else str(Path(value).absolute()), ("data", name))
             for name, value in file.data.model_dump().items()
             if value is not None
         ]

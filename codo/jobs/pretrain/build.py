@@ -80,8 +80,8 @@ def find_sources(config: PretrainConfig) -> Sources:
             "data.backgrounds: the images of the data set you will detect on are needed (--backgrounds DIR); "
             "without one, paste on the foregrounds (--set paste.source=self) or turn it off (--no-background)"
         )
-    if config.run.probe_every and isinstance(foregrounds, Shards):
-        raise CodoError("run.probe_every: probes look at a folder of foregrounds, these are shards; leave it at 0")
+    if config.run.probe_every and (isinstance(foregrounds, Shards) or isinstance(backgrounds, Shards)):
+        raise CodoError("run.probe_every: probes look at folders of images, these are shards; leave it at 0")
     images: ImageSet[Source]
     scenes: ImageSet[Source] = ImageFiles.of([])
     if isinstance(foregrounds, Shards):
