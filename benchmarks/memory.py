@@ -39,9 +39,9 @@ print(dry_run(codo.load_pretrain_config(preset=sys.argv[1], flags=json.loads(sys
 RUN = """
 import json, resource, sys, codo
 from pathlib import Path
-if sys.argv[4:] == ["freed"]:
-    import codo.jobs.pretrain.training as training
-    training.keep_freed_memory = lambda: None
+if sys.argv[4:] != ["freed"]:
+    from codo.runs.hardware import keep_freed_memory
+    keep_freed_memory()
 codo.pretrain(codo.load_pretrain_config(preset=sys.argv[1], flags=json.loads(sys.argv[2])), Path(sys.argv[3]))
 unit, used = 1 if sys.platform == "darwin" else 1024, resource.getrusage(resource.RUSAGE_SELF)
 print(used.ru_utime + used.ru_stime, used.ru_stime, used.ru_maxrss * unit / 2**20)

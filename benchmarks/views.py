@@ -162,7 +162,7 @@ def compare(images: str, canvas: int, times: Times) -> list[Row]:
             low, high = times.spread(peer, ours)
             work = f"{images}: a {canvas} px view {how}, {peer} beside codo"
             figures = f"{cost[peer]:.2f} ms against {cost[ours]:.2f} ms (rounds {low:.1f} to {high:.1f})"
-            rows.append(Row(work, figures, times.ratio(peer, ours), target, note="see below"))
+            rows.append(Row(work, figures, times.ratio(peer, ours), target, note="views.md says why"))
     return rows
 
 

@@ -26,12 +26,15 @@ def pretrain_command(out: Path | None, resume: Path | None, dry_run: bool, **opt
             raise CodoError("--resume takes its config from the run; --epochs, --device and --precision may go with it")
         changes = fields_of(options)
         from codo.jobs.pretrain import resume as resume_run
+        from codo.runs.hardware import keep_freed_memory
 
+        keep_freed_memory()
         report(resume_run(resume, changes))
         return
     config = read_config(options)
     from codo.jobs.pretrain import dry_run as try_out
     from codo.jobs.pretrain import pretrain
+    from codo.runs.hardware import keep_freed_memory
 
     if dry_run:
         from codo.config import dump_yaml
@@ -39,6 +42,7 @@ def pretrain_command(out: Path | None, resume: Path | None, dry_run: bool, **opt
         click.echo(dump_yaml(config), nl=False)
         report_dry_run(try_out(config))
     else:
+        keep_freed_memory()
         report(pretrain(config, out))
 
 

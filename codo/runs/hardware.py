@@ -91,13 +91,14 @@ class Hardware:
 def keep_freed_memory() -> None:
     """Let glibc keep what is freed, as torch's own allocator does on a GPU.
 
-    A step's large tensors would else be mapped and given back each time, and the kernel clears every page anew: a tenth
-    of a pretraining step's time. It is for work whose tensors have the same sizes in every step; where sizes vary, the
-    heap falls apart and grows. Does nothing where the C library is another one.
+    A step's large tensors would else be mapped and given back each time, and the kernel clears every page anew: 4% of a
+    pretraining step's time (`python -m benchmarks.memory`). It is for a process, `codo pretrain`'s, whose tensors have
+    the same sizes in every step; where sizes vary, the heap falls apart and grows. Does nothing where the C library is
+    another one, or a glibc that refuses (before 2.35).
     """
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
-        for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-            ctypes.CDLL(None).mallopt(option, 2**31 - 1)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None and mallopt(M_MMAP_THRESHOLD, 2**31 - 1):
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def available_cores() -> int:

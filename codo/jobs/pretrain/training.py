@@ -32,7 +32,7 @@ from codo.runs.console import JobProgress
 from codo.runs.data_wait import DataWait
 from codo.runs.events import Events
 from codo.runs.files import write_json
-from codo.runs.hardware import Hardware, keep_freed_memory
+from codo.runs.hardware import Hardware
 from codo.runs.interrupt import StopRequest
 from codo.runs.record import RunFolder
 from codo.runs.weights_file import save_weights
@@ -66,8 +66,6 @@ class Run:
         self.hardware = Hardware.resolve(config.run, heavy_loading=heavy, world=self.world)
         self.hardware.apply()
         device = self.hardware.device
-        if device.type == "cpu":
-            keep_freed_memory()
         self.method = Method(config, self.parts, self.world, device).to(device).train()
         self.method.to(memory_format=torch.channels_last)
         self.trainer = Trainer(config, self.method, self.hardware, self.world)
