@@ -33,6 +33,9 @@ from codo.jobs.ablate.rows import (
 PRETRAINED = "pretrained"
 """Stands for the weights of the row's own pretraining, in a transfer's config."""
 
+BUDGETED = ("optim.epochs", "data.limit", "data.foregrounds", "data.backgrounds")
+"""Fields that say how many composites there are, or of what."""
+
 
 @dataclass(frozen=True)
 class ResolvedRow:
@@ -134,7 +137,7 @@ class _Base:
         changes = {c.field: c.value for c in plan.changes}
         if self.file.budget == "composites":
             for change in own:
-                if change.field == "optim.epochs" or change.field.startswith("data."):
+                if change.field in BUDGETED:
                     message = f"{change.field} is not free under the budget of equal composites; say `budget: epochs`"
                     raise self.source.error(change.keys, message)
             epochs = equal_epochs(self.pretrain, config.views)
