@@ -117,6 +117,11 @@ def test_a_schedule_scales_with_the_batch_as_that_of_codo_transfer(tmp_path, pro
         assert large.transfers["tuned"].optim.iterations == 45_000
 
 
+def test_how_images_are_decoded_is_free_under_equal_composites(tmp_path):
+    found = grid(tmp_path, "one_at_a_time", "axes:\n  whole: {data.scaled_decode: false}\n")
+    assert [row.pretrain.data.scaled_decode for row in found.rows] == [True, False]
+
+
 def test_budget_of_equal_epochs(tmp_path):
     found = grid(tmp_path, "one_at_a_time", "budget: epochs\naxes:\n  views: 3\n  long: {optim.epochs: 30}\n")
     assert [row.pretrain.optim.epochs for row in found.rows] == [20, 20, 30]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
+from webdataset import ShardWriter
 
 from codo.errors import CodoError
 from codo.jobs.ablate import plan as planning
@@ -148,6 +149,16 @@ def test_probes_are_named_by_the_images_and_labels_that_they_look_at(planned, sq
         change()
         seen.append(probes())
     assert len(set.union(*seen)) == 4 * 2, "two rows"
+
+
+def test_shards_are_pretrained_on_and_not_probed(planned, images, squares, tmp_path):
+    with ShardWriter(str(tmp_path / "photos-%02d.tar"), maxcount=50, verbose=0) as writer:
+        for file in sorted((images / "foregrounds").iterdir()):
+            writer.write({"__key__": file.stem, "png": file.read_bytes()})
+    data = {"foregrounds": str(tmp_path / "photos-{00..00}.tar"), "backgrounds": str(squares)}
+    assert planned(data=data).counts()["pretrain"][1] == 4
+    with pytest.raises(CodoError, match=r"grid.yaml:\d+: data.foregrounds: .*probes look at folders"):
+        planned(data=data, probes=True)
 
 
 def test_data_that_is_missing_is_refused_with_its_line(planned, images, squares, tmp_path):

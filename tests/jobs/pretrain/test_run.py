@@ -183,8 +183,9 @@ def test_shards_give_what_their_files_give(finished, tiny, images, tmp_path, mon
     environment = json.loads((result.path / "environment.json").read_text())
     assert environment["data"]["foregrounds"] == "foregrounds-{00..02}.tar"
     assert environment["data"]["foreground_images"] == 12
-    with pytest.raises(CodoError, match="probes look at a folder"):
-        pretrain(tiny(run__probe_every=1, **places))
+    for shards in (places, {"data__backgrounds": places["data__backgrounds"]}):
+        with pytest.raises(CodoError, match="probes look at folders"):
+            pretrain(tiny(run__probe_every=1, **shards))
     few = find_sources(tiny(data__limit=4, **places)).foregrounds
     assert [m.name for m in few] == [p.name for p in find_sources(tiny(data__limit=4)).foregrounds]
 
