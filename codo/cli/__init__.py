@@ -72,21 +72,10 @@ def _who() -> str:
     return f"process {rank}: " if rank is not None else ""
 
 
-def let_idle_threads_sleep() -> None:
-    """Have torch's threads sleep where they wait for one another, unless the user settled it; before torch is imported.
-
-    By default (libgomp) they spin for a while, and where another process wants the core, that is the time it would need
-    to let go of it: see docs/pretrain.md.
-    """
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a user's mistake ends in one line and exit code 2."""
     from codo.errors import CodoError, Interrupted
 
-    let_idle_threads_sleep()
     try:
         code = cli.main(arguments, prog_name="codo", standalone_mode=False)
     except CodoError as error:

@@ -177,23 +177,3 @@ def test_on_a_terminal_progress_is_live(images, tmp_path):
     assert "\x1b[" in text
     for figure in ("loss", "level", "images/s", "data wait", "left"):
         assert figure in text
-
-
-@pytest.mark.parametrize(
-    ("own", "expected"),
-    [({}, "PASSIVE None"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"), ({"GOMP_SPINCOUNT": "5"}, "None 5")],
-)
-def test_idle_threads_sleep_unless_the_user_settled_it(own, expected):
-    """Asked of a process like that of `codo`: it is settled before torch is there to read it."""
-    code = """
-import os, sys
-from codo.cli import main
-try:
-    main(["--version"])
-except SystemExit:
-    print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules)
-"""
-    kept = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
-    environment = {**kept, **own, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines()[-1] == f"{expected} False"
