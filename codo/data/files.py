@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,23 +121,25 @@ class ImageSet(Sequence[S], Generic[S]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} images of {self.folder})"
 
+    @abstractmethod
     def take(self, indices: Iterable[int] | np.ndarray) -> ImageSet[S]:
         """Make the set of some of the images, in the order of `indices`."""
-        raise NotImplementedError
 
     def positions(self) -> np.ndarray:
         """Each image's first byte in its tar file; empty where the images are files."""
         return np.empty(0, np.int64)
 
+    @abstractmethod
     def pack(self) -> dict[str, np.ndarray]:
         """Give the arrays that `unpack` makes it of again, on this machine."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _make(self, index: int) -> Source:
-        raise NotImplementedError
+        """Make the image at an index."""
 
+    @abstractmethod
     def _look(self) -> Iterator[tuple[int, int]]:
-        raise NotImplementedError
+        """Look up each image's size and time."""
 
 
 class ImageFiles(ImageSet[Path]):
