@@ -4,6 +4,7 @@ from codo.augment.colour import ColourJitter, ColourParameters
 from codo.augment.crop import random_crop
 from codo.augment.finish import IMAGENET_MEAN, IMAGENET_STD, finish_views, normalise
 from codo.augment.jitter import AnchorJitter, BoxJitter, NoJitter, RatioJitter, box_iou
+from codo.augment.mosaic import mosaic
 from codo.augment.paste import paste, patch_size
 from codo.augment.views import Augmenter, CropView, PasteView, Views, ViewSampler
 
@@ -23,6 +24,7 @@ __all__ = [
     "Views",
     "box_iou",
     "finish_views",
+    "mosaic",
     "normalise",
     "paste",
     "patch_size",

@@ -217,6 +217,9 @@ class PretrainConfig(Section):
     """V, the query views of a sample (InsLoc: 1)."""
     canvas: int = sourced(256, "InsLoc", ge=64, multiple_of=32)
     """Side of a view in pixels."""
+    mosaic: int = sourced(1, "ours, after YOLOv4", ge=1)
+    """m: the encoder sees m x m views of different samples side by side on one image of m x canvas pixels, grouped anew
+    in each view, and pools each one's box."""
     augment: tuple[Part, ...] = sourced((), "user")
     """A user's own augmenters, on each view before its colour: `(rng, image, box, foregrounds) -> (image, box)`."""
     data: DataSection = DataSection()
@@ -277,6 +280,10 @@ class PretrainConfig(Section):
                 raise ValueError(f"{name}: a share of the image, at most 1")
         if self.paste.patch_side[1] > 256:
             raise ValueError("paste.patch_side: in pixels of a 256 canvas, at most 256")
+        if self.mosaic > 1 and not self.alignment:
+            raise ValueError("mosaic: needs alignment (boxes are pooled); set alignment=true, or leave it at 1")
+        if self.mosaic > 1 and {"image", "dense"} & set(self.loss_weights):
+            raise ValueError("mosaic: the image and dense losses see whole images of one sample; leave it at 1")
         if self.loss.instance and not self.alignment:
             raise ValueError("loss.instance: needs alignment (the box is pooled from the FPN); set alignment=true")
         if self.loss.level and not self.hierarchy:
@@ -294,6 +301,11 @@ class PretrainConfig(Section):
             raise ValueError(
                 f"model.bn_groups: {self.model.bn_groups} must divide the batch of {self.optim.batch_size} "
                 "into groups of 2 or more"
+            )
+        if self.optim.batch_size % (self.mosaic**2 * self.model.bn_groups):
+            raise ValueError(
+                f"mosaic: {self.mosaic} x {self.mosaic} views an image do not divide the batch of "
+                f"{self.optim.batch_size} in {self.model.bn_groups} BN groups (model.bn_groups)"
             )
         if self.model.bn_groups % self.optim.accumulate:
             raise ValueError(

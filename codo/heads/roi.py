@@ -65,7 +65,7 @@ class RoIPool(nn.Module):
             features: `(B, C, H, W)`, the level.
             boxes: `(R, 4)` xyxy in pixels of the image.
             stride: pixels per cell of the level.
-            images: `(R,)` int64, the image of each box; by default box i belongs to image i.
+            images: `(R,)` int64, the image of each box; by default R / B boxes an image, one after the other.
 
         Returns:
             `(R, C, 7, 7)` float32.
@@ -77,9 +77,11 @@ class RoIPool(nn.Module):
             height, width = maps.shape[2:]
             rows = self._weights(grid[:, 1], grid[:, 3], height)
             columns = self._weights(grid[:, 0], grid[:, 2], width)
-            cells = maps.permute(0, 2, 3, 1)  # (R, H, W, C): no copy where the map is channels-last
-            # (R, 7, H) x (R, H, W C), then (R, 1, 7, W) x (R, 7, W, C)
-            bands = (rows @ cells.flatten(2)).unflatten(2, (width, -1))
+            cells = maps.permute(0, 2, 3, 1)  # (B, H, W, C): no copy where the map is channels-last
+            # (B, R / B 7, H) x (B, H, W C), then (R, 1, 7, W) x (R, 7, W, C)
+            each = len(boxes) // max(1, len(cells))
+            bands = rows.reshape(len(cells), each * POOLED_SIZE, height) @ cells.flatten(2)
+            bands = bands.view(len(boxes), POOLED_SIZE, width, maps.shape[1])
             return (columns[:, None] @ bands).permute(0, 3, 1, 2)
 
     def _weights(self, low: Tensor, high: Tensor, size: int) -> Tensor:

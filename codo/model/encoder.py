@@ -84,7 +84,8 @@ class AlignedEncoder(nn.Module):
 
         Args:
             images: `(B, 3, S, S)`, normalised.
-            boxes: `(4, B, 4)`, the box that P2, P3, P4 and P5 pool from each image, xyxy in pixels.
+            boxes: `(4, R, 4)`, the boxes that P2, P3, P4 and P5 pool, xyxy in pixels; image after image, equally many
+                in each. The image and dense embeddings have a row an image, the others a row a box.
             groups: equal parts of the batch, each with BN statistics of its own.
         """
         with bn_in_groups(self, groups):
@@ -114,14 +115,15 @@ class AlignedEncoder(nn.Module):
         Args:
             pyramid: P2-P5.
             boxes: `(4, R, 4)`, the box that each level would pool; P5's decides which level it is.
-            images: `(R,)` int64, the image of each box; by default box i belongs to image i.
+            images: `(R,)` int64, the image of each box; by default each image has equally many, one after the other.
         """
         assigned = assign_levels(boxes[-1], self.canonical_size)
+        if images is None:
+            images = torch.arange(len(assigned), device=boxes.device) // (len(assigned) // len(pyramid[0]))
         pooled = pyramid[0].new_zeros(len(assigned), pyramid[0].shape[1], 7, 7, dtype=torch.float32)
         for row, (level, stride) in enumerate(zip(LEVELS, STRIDES, strict=True)):
             chosen = (assigned == level).nonzero()[:, 0]
-            owners = chosen if images is None else images[chosen]
-            pooled = pooled.index_copy(0, chosen, self.pool(pyramid[row], boxes[row, chosen], stride, owners))
+            pooled = pooled.index_copy(0, chosen, self.pool(pyramid[row], boxes[row, chosen], stride, images[chosen]))
         return pooled
 
 

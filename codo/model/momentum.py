@@ -56,22 +56,23 @@ class MomentumEncoder(nn.Module):
 
         Args:
             images: `(B / processes, 3, S, S)`, normalised.
-            boxes: `(4, B / processes, 4)`, shuffled along with the images.
+            boxes: `(4, R / processes, 4)`, image after image, equally many in each; shuffled along with the images.
             generator: on the processor, in the same state in every process; draws the order.
 
         Returns:
-            Embeddings of the whole batch, of B samples, in their order.
+            Embeddings of the whole batch, of R boxes, in their order.
         """
         world = self.world
         if self.groups == 1:
             return gather(self.encoder(images, boxes), world)
-        count = len(images)
+        count, each = len(images), boxes.shape[1] // len(images)
         order = torch.randperm(count * world.size, generator=generator).to(images.device)
         rows = order[world.rank * count : (world.rank + 1) * count]
         images = world.gather(images)[rows].contiguous(memory_format=torch.channels_last)
-        boxes = world.gather(boxes, 1)[:, rows]
+        boxes = world.gather(boxes, 1).unflatten(1, (-1, each))[:, rows].flatten(1, 2)
         embedded = self.encoder(images, boxes, self.groups // world.size)
-        return gather(embedded, world).take(order.argsort())
+        own = order[:, None] * each + torch.arange(each, device=images.device)  # the boxes, as the images are shuffled
+        return gather(embedded, world).take(own.flatten().argsort())
 
 
 def gather(embeddings: Embeddings, world: World) -> Embeddings:

@@ -142,6 +142,7 @@ CHANGED = {
     "hierarchy": False,
     "views": 2,
     "canvas": 96,
+    "mosaic": 2,
     "data.limit": 8,
     "paste.source": "self",
     "paste.mix_probability": 0.0,
@@ -227,6 +228,7 @@ ELSEWHERE = {
 }
 
 WITH = {
+    "mosaic": {"optim.batch_size": 8},
     "paste.mix_probability": {"paste.source": "mix"},
     "crop.area": {"background": False},
     "crop.aspect": {"background": False},

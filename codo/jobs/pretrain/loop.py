@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from codo.augment import Views, finish_views
+from codo.augment import Views, finish_views, mosaic
 from codo.backbones import LEVELS
 from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
@@ -59,6 +60,22 @@ class StepResult:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else math.nan
+
+
+class View(NamedTuple):
+    """One view of this process's B samples, as the encoder takes it; m is `config.mosaic`.
+
+    Attributes:
+        images: `(B / m^2, 3, m S, m S)`, normalised.
+        exact: `(4, B, 4)`, the boxes for P2-P5, image after image.
+        jittered: likewise.
+        rows: `(B,)`, where each sample is among the boxes; None where they are in the samples' order.
+    """
+
+    images: Tensor
+    exact: Tensor
+    jittered: Tensor
+    rows: Tensor | None
 
 
 def level_boxes(exact: Tensor, jittered: Tensor, jitter_levels: tuple[int, ...]) -> Tensor:
@@ -118,54 +135,72 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = schedule.lr(number)
         method.key_encoder.momentum = schedule.key_momentum(number)
-        images, exact, jittered = self._prepare(views)
+        *queries, key_view = self._prepare(views, number)
         order = torch_generator("shuffle", self.config.seed, number)
         result = StepResult()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(integer_seed("step", self.config.seed, number, self.world.rank))
             method.key_encoder.update(method.query_encoder)
             with self.hardware.autocast():
-                key = method.key_encoder(images[-1], exact[-1], order)
+                key = self._keys(key_view, order)
                 # The other direction: the key view as query, and each query view as its key.
-                back = [method.key_encoder(i, b, order) for i, b in self._queries(images, exact) if method.symmetric]
-            passes = [(i, b, [key]) for i, b in self._queries(images, jittered)]
+                back = [self._keys(view, order) for view in queries if method.symmetric]
+            passes = [(view, [key]) for view in queries]
             if method.symmetric:
-                passes.append((images[-1], jittered[-1], back))
-            self._descend(passes, len(images) - 1, result)
+                passes.append((key_view, back))
+            self._descend(passes, len(queries), result)
         self._finish(result)
         with torch.no_grad():
             for _, loss, _ in method.terms():
                 loss.update(key)
         return result
 
-    def _queries(self, images: Sequence[Tensor], boxes: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        return list(zip(images[:-1], boxes[:-1], strict=True))
-
-    def _prepare(self, views: Views) -> tuple[Sequence[Tensor], list[Tensor], list[Tensor]]:
-        """Move, colour and normalise: per view the images `(B, 3, S, S)`, exact and jittered boxes `(4, B, 4)`."""
+    def _prepare(self, views: Views, number: int) -> list[View]:
+        """Move, colour and normalise; lay out mosaics, each view in an order of its own."""
         device, count = self.hardware.device, views.images.shape[1]
         # View by view: (V + 1, B, ...), so that each view is one block of memory.
         raw = views.images.to(device, non_blocking=True).transpose(0, 1).flatten(0, 1)
         colour = type(views.colour)(*(c.transpose(0, 1).flatten(0, 1) for c in views.colour.to(device)))
         images = finish_views(raw, colour, exact=self.config.colour.exact).chunk(count)
         exact, jittered = (boxes.to(device, non_blocking=True).unbind(1) for boxes in (views.exact_boxes, views.boxes))
-        levels = self.method.jitter_levels
-        return (
-            images,
-            [level_boxes(e, e, levels) for e in exact],
-            [level_boxes(e, j, levels) for e, j in zip(exact, jittered, strict=True)],
-        )
+        levels, side = self.method.jitter_levels, self.config.mosaic
+        found = []
+        for v, (image, e, j) in enumerate(zip(images, exact, jittered, strict=True)):
+            boxes, rows = torch.stack([level_boxes(e, e, levels), level_boxes(e, j, levels)]), None
+            if side > 1:
+                order = self._layout(len(image), number, (v + 1) % count).to(device)
+                image, boxes = mosaic(image, boxes, order, side)
+                rows = order.argsort()
+            found.append(View(image, *boxes, rows))
+        return found
 
-    def _descend(self, passes: list[tuple[Tensor, Tensor, list[Embeddings]]], views: int, result: StepResult) -> None:
+    def _layout(self, samples: int, number: int, view: int) -> Tensor:
+        """Draw which of this process's samples lies where in the mosaics of a view: a permutation in each BN group.
+
+        So the mosaics of several processes are those of one, but for `bn_groups` 1.
+        """
+        groups, size = self.method.bn_groups, samples // self.method.bn_groups
+        first = self.world.rank * groups
+        drawn = [torch_generator("mosaic", self.config.seed, number, view, first + g) for g in range(groups)]
+        return torch.cat([torch.randperm(size, generator=rng) + g * size for g, rng in enumerate(drawn)])
+
+    def _keys(self, view: View, order: torch.Generator) -> Embeddings:
+        """Embed a view of the whole batch with the key encoder."""
+        keys = self.method.key_encoder(view.images, view.exact, order)
+        if view.rows is None:
+            return keys
+        return keys.take(self.world.gather(view.rows + self.world.rank * len(view.rows)))
+
+    def _descend(self, passes: list[tuple[View, list[Embeddings]]], views: int, result: StepResult) -> None:
         """Add up the gradients of all passes: a view as query, with its keys. The memory is that of one pass."""
         parts, groups = self.config.optim.accumulate, self.method.bn_groups
-        for number, (images, boxes, keys) in enumerate(passes):
-            last = number == len(passes) - 1
+        for number, (view, keys) in enumerate(passes):
+            images, boxes, last = view.images, view.jittered, number == len(passes) - 1
             if parts == 1:
                 with self._synchronised(last):
                     with self.hardware.autocast():
                         local = self.encoder(images, boxes, groups)
-                    self._compare(local, keys, views, result)
+                    self._compare(local, view.rows, keys, views, result)
                 continue
             # The loss needs the whole batch: embed without a graph, take the gradient of the embeddings, and only then
             # embed part by part with a graph (gradient caching: Gao et al., arXiv 2101.06983).
@@ -182,7 +217,7 @@ class Trainer:
                     for name, e in Embeddings.concatenate(embedded)._asdict().items()
                 )
             )
-            self._compare(local, keys, views, result)
+            self._compare(local, view.rows, keys, views, result)
             pieces = zip(*(e.grad.chunk(parts, -2) for e in local if e is not None and e.grad is not None), strict=True)
             for n, ((i, b), seed, gradients) in enumerate(zip(rows, seeds, pieces, strict=True)):
                 torch.manual_seed(seed)
@@ -198,9 +233,11 @@ class Trainer:
             return self.encoder.no_sync()
         return nullcontext()
 
-    def _compare(self, local: Embeddings, keys: list[Embeddings], views: int, result: StepResult) -> None:
+    def _compare(
+        self, local: Embeddings, rows: Tensor | None, keys: list[Embeddings], views: int, result: StepResult
+    ) -> None:
         """Compute the losses of one query view and their gradients; note the figures in `result`."""
-        query = gather(local, self.world)
+        query = gather(local if rows is None else local.take(rows), self.world)
         result.query = Embeddings(*(None if e is None else e.detach() for e in query))
         total, accuracies = torch.zeros((), device=self.hardware.device), []
         for key in keys:

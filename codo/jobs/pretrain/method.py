@@ -58,6 +58,8 @@ class Method(nn.Module):
         if not self.weights:
             raise CodoError("loss: every weight is 0, nothing would be learnt")
         embeds = {*config.loss_weights, *(loss.embeds for loss, _ in own.values())}
+        if config.mosaic > 1 and {"image", "dense"} & embeds:
+            raise CodoError("mosaic: a loss embeds whole images, which hold several samples; leave it at 1")
         with torch.random.fork_rng(devices=[]):  # layers are initialised from torch's global generator
             torch.manual_seed(integer_seed("weights", config.seed))
             encoder = encoder_of(config, parts, embeds)

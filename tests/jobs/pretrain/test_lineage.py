@@ -153,12 +153,12 @@ def test_soco_is_byols_loss_in_both_directions(images):
     assert not any(isinstance(module, KeyQueue) for module in run.method.modules())
     # By hand: at the start the key encoder is the query encoder.
     twin = run_of(config)
-    images_, exact, jittered = twin.trainer._prepare(batch.views)
+    views = twin.trainer._prepare(batch.views, 0)
     encoder, predictor = twin.method.query_encoder, twin.method.losses["instance"].predictor
     total = 0.0
     for query, key in [(0, 1), (1, 0)]:
-        q = predictor(encoder(images_[query], jittered[query]).instance)
-        k = encoder(images_[key], exact[key]).instance
+        q = predictor(encoder(views[query].images, views[query].jittered).instance)
+        k = encoder(views[key].images, views[key].exact).instance
         total += float((2 - 2 * torch.cosine_similarity(q, k)).mean().detach())
     assert both == pytest.approx(total, rel=1e-4)
     one = run_of(shrunk(images, "soco-small", **{"optim.lr": 1e-9, "loss.symmetric": False})).advance(batch).loss
