@@ -171,7 +171,7 @@ class Trainer:
                 order = self._layout(len(image), number, (v + 1) % count).to(device)
                 image, boxes = mosaic(image, boxes, order, side)
                 rows = order.argsort()
-            found.append(View(image, *boxes, rows))
+            found.append(View(image, boxes[0], boxes[1], rows))
         return found
 
     def _layout(self, samples: int, number: int, view: int) -> Tensor:
