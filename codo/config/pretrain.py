@@ -132,6 +132,8 @@ class LossSection(Section):
     """The box at every pyramid level; without alignment the canvas at every stage. Unset: 1 with hierarchy."""
     dense: Weight = sourced(0.0, "ours")
     """Every cell of the last stage with the cell of the key that resembles it most (DenseCL)."""
+    box: Weight = sourced(0.0, "ours")
+    """A detector's box regression: from the features of the jittered box to the patch's box."""
     custom: tuple[LossPart, ...] = sourced((), "user")
     """A user's own losses, added to the sum."""
     levels: tuple[Level, ...] = sourced(ALL_LEVELS, "InsLoc")
@@ -242,7 +244,7 @@ class PretrainConfig(Section):
         }
         weights = {name: getattr(self.loss, name) for name in follows}
         resolved = {name: float(on) if weights[name] is None else weights[name] for name, on in follows.items()}
-        resolved["dense"] = self.loss.dense
+        resolved |= {"dense": self.loss.dense, "box": self.loss.box}
         return {name: weight for name, weight in resolved.items() if weight > 0}
 
     @property
@@ -280,6 +282,11 @@ class PretrainConfig(Section):
                 raise ValueError(f"{name}: a share of the image, at most 1")
         if self.paste.patch_side[1] > 256:
             raise ValueError("paste.patch_side: in pixels of a 256 canvas, at most 256")
+        if self.loss.box:
+            if not (self.alignment and self.background):
+                raise ValueError("loss.box: needs alignment and background (a patch to find); set both, or loss.box=0")
+            if self.jitter.mode == "none" and self.jitter.custom is None:
+                raise ValueError("loss.box: needs jittered boxes; set jitter.mode, or loss.box=0")
         if self.mosaic > 1 and not self.alignment:
             raise ValueError("mosaic: needs alignment (boxes are pooled); set alignment=true, or leave it at 1")
         if self.mosaic > 1 and {"image", "dense"} & set(self.loss_weights):

@@ -1,6 +1,7 @@
-"""What pulls and pushes: InfoNCE and its queue, the cosine loss, the dense loss, and the base of a user's own."""
+"""What pulls and pushes: InfoNCE and its queue, the cosine, dense and box losses, and the base of a user's own."""
 
 from codo.losses.base import Contrast, Loss
+from codo.losses.box import BoxLoss, box_offsets
 from codo.losses.cosine import CosineLoss
 from codo.losses.dense import DenseLoss
 from codo.losses.embeddings import EMBEDS, Embeddings
@@ -9,6 +10,7 @@ from codo.losses.queue import KeyQueue
 
 __all__ = [
     "EMBEDS",
+    "BoxLoss",
     "Contrast",
     "CosineLoss",
     "DenseLoss",
@@ -19,5 +21,6 @@ __all__ = [
     "KeyQueue",
     "LevelLoss",
     "Loss",
+    "box_offsets",
     "info_nce",
 ]

@@ -49,7 +49,7 @@ class Loss(nn.Module):
     sees the whole batch, however many processes or sub-batches compute the embeddings.
 
     Attributes:
-        embeds: what the encoder computes for it: `image`, `instance`, `level` or `dense` (see Embeddings).
+        embeds: what the encoder computes for it: `image`, `instance`, `level`, `dense` or `offsets` (see Embeddings).
 
     Example:
         >>> class Distance(Loss):

@@ -19,6 +19,9 @@ class Embeddings(NamedTuple):
         level: `(L, B, d)`, the box from every level, or the canvas from every stage.
         dense: `(G, B, d)`, the G cells of the last stage.
         dense_features: `(G, B, C)`, the same cells before their projector, without gradient.
+        offsets: `(P, B, 4)`, where the patch lies as seen from each of the boxes pooled; see `box_offsets`.
+        boxes: `(P, B, 4)` xyxy in pixels, these boxes.
+        exact_boxes: `(1, B, 4)`, the patch's; training adds it.
 
     Example:
         >>> Embeddings(image=torch.zeros(4, 8)).take(torch.tensor([2, 0])).image.shape
@@ -30,6 +33,9 @@ class Embeddings(NamedTuple):
     level: Tensor | None = None
     dense: Tensor | None = None
     dense_features: Tensor | None = None
+    offsets: Tensor | None = None
+    boxes: Tensor | None = None
+    exact_boxes: Tensor | None = None
 
     def take(self, rows: Tensor) -> Embeddings:
         """Take the samples `rows` `(B,)`, in that order."""
@@ -43,5 +49,8 @@ class Embeddings(NamedTuple):
         )
 
 
-EMBEDS: tuple[str, ...] = ("image", "instance", "level", "dense")
+GIVEN = ("dense_features", "boxes", "exact_boxes")
+"""What of Embeddings takes no gradient."""
+
+EMBEDS: tuple[str, ...] = ("image", "instance", "level", "dense", "offsets")
 """What a loss can ask an encoder for."""

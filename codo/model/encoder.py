@@ -52,9 +52,10 @@ class AlignedEncoder(nn.Module):
         projector: `(R, fc) -> (R, d)`, shared by all levels.
         pool: RoIAlign.
         canvas: for the image and dense embeddings.
-        embeds: which of `image`, `instance`, `level`, `dense` to compute.
+        embeds: which of `image`, `instance`, `level`, `dense`, `offsets` to compute.
         levels: the k of the levels P_k that the level embedding pools.
         canonical_size: side in pixels of the box that belongs to P4, for the instance embedding.
+        offsets: `(R, fc) -> (R, 4)`, of every box that is pooled (of the assigned level where none is), or None.
 
     Example:
         >>> encoder = build_encoder(Backbone("resnet10t", 16), embeds=("level",), embedding=8)
@@ -73,10 +74,11 @@ class AlignedEncoder(nn.Module):
         embeds: Collection[str] = ("level",),
         levels: Sequence[int] = LEVELS,
         canonical_size: float = 224.0,
+        offsets: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.box_head, self.projector, self.pool = backbone, head, projector, pool
-        self.canvas = canvas
+        self.canvas, self.offsets = canvas, offsets
         self.embeds, self.levels, self.canonical_size = frozenset(embeds), tuple(levels), canonical_size
 
     def forward(self, images: Tensor, boxes: Tensor, groups: int = 1) -> Embeddings:
@@ -97,17 +99,30 @@ class AlignedEncoder(nn.Module):
         if "level" in self.embeds:
             rows = [LEVELS.index(k) for k in self.levels]
             pooled += [self.pool(pyramid[row], boxes[row], STRIDES[row]) for row in rows]
-        if "instance" in self.embeds:
+        if "instance" in self.embeds or (self.offsets is not None and not pooled):
             pooled.append(self.pool_assigned(pyramid, boxes))
         found = self.canvas(stages[-1], groups)
         if pooled:
             # One pass for all: the head's BN sees every level.
-            embedded = by_map(self.projector(self.box_head(by_group(pooled, groups))).float(), len(pooled), groups)
-            if "instance" in self.embeds:
-                found["instance"] = embedded[-1]
-            if "level" in self.embeds:
-                found["level"] = embedded[: len(self.levels)]
+            features = self.box_head(by_group(pooled, groups))
+            if {"instance", "level"} & self.embeds:
+                embedded = by_map(self.projector(features).float(), len(pooled), groups)
+                if "instance" in self.embeds:
+                    found["instance"] = embedded[-1]
+                if "level" in self.embeds:
+                    found["level"] = embedded[: len(self.levels)]
+            if self.offsets is not None:
+                found["offsets"] = by_map(self.offsets(features).float(), len(pooled), groups)
+                found["boxes"] = self._pooled_boxes(boxes)
         return Embeddings(**found)
+
+    def _pooled_boxes(self, boxes: Tensor) -> Tensor:
+        """Look up which boxes are pooled, of `boxes` `(4, R, 4)`: `(P, R, 4)`."""
+        found = [boxes[LEVELS.index(k)] for k in self.levels if "level" in self.embeds]
+        if "instance" in self.embeds or not found:
+            assigned = assign_levels(boxes[-1], self.canonical_size) - LEVELS[0]
+            found.append(boxes[assigned, torch.arange(len(assigned), device=boxes.device)])
+        return torch.stack(found)
 
     def pool_assigned(self, pyramid: Sequence[Tensor], boxes: Tensor, images: Tensor | None = None) -> Tensor:
         """Pool each box from the one level that a detector would assign it to: `(R, C, 7, 7)`.
@@ -172,7 +187,7 @@ def build_encoder(
 
     Args:
         backbone: with or without pyramid.
-        embeds: which of `image`, `instance`, `level`, `dense` to compute.
+        embeds: which of `image`, `instance`, `level`, `dense`, `offsets` to compute.
         levels: the k of the levels or stages that the level embedding has.
         make_box_head: makes the box head.
         box_head_fc: its width.
@@ -199,9 +214,10 @@ def build_encoder(
         stage_projector(LEVELS[-1]) if "dense" in embeds else None,
     )
     if backbone.fpn is None:
-        if "instance" in embeds:
-            raise CodoError("a loss embeds the instance, which needs alignment (the box is pooled from the FPN)")
+        if {"instance", "offsets"} & set(embeds):
+            raise CodoError("a loss looks at the box, which needs alignment (it is pooled from the FPN)")
         return StageEncoder(backbone, {k: stage_projector(k) for k in levels} if "level" in embeds else {}, canvas)
     head = make_box_head(backbone.out_channels, box_head_fc)
     projector = make_projector(box_head_fc, projector_hidden, embedding)
-    return AlignedEncoder(backbone, head, projector, pool or RoIPool(), canvas, embeds, levels, canonical_size)
+    offsets = nn.Linear(box_head_fc, 4) if "offsets" in embeds else None
+    return AlignedEncoder(backbone, head, projector, pool or RoIPool(), canvas, embeds, levels, canonical_size, offsets)

@@ -187,6 +187,7 @@ CHANGED = {
     "loss.negatives": "queue",
     "loss.queue_size": 64,
     "loss.dense": 1.0,
+    "loss.box": 1.0,
     "loss.form": "cosine",
     "loss.symmetric": True,
     "loss.predictor_hidden": 8,

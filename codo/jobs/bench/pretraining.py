@@ -17,6 +17,7 @@ from codo.jobs.pretrain.samples import Sample
 from codo.jobs.pretrain.training import Run
 from codo.jobs.pretrain.watch import Clock
 from codo.losses import Contrast, Embeddings
+from codo.losses.embeddings import GIVEN
 
 MANY = 10**6
 """Steps that the loader is asked for; it stops when nobody asks on."""
@@ -146,7 +147,7 @@ def compare(run: Run, embedded: Embeddings) -> None:
     for _ in range(run.config.views * symmetric):
         leaf = Embeddings(
             *(
-                e if e is None or name == "dense_features" else e.detach().requires_grad_()
+                e if e is None or name in GIVEN else e.detach().requires_grad_()
                 for name, e in embedded._asdict().items()
             )
         )

@@ -19,6 +19,7 @@ from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
 from codo.jobs.pretrain.method import Method, build_optimizer, scaled_lr
 from codo.losses import Contrast, Embeddings
+from codo.losses.embeddings import GIVEN
 from codo.model import gather
 from codo.runs.hardware import Hardware
 from codo.runs.seed import integer_seed, torch_generator
@@ -200,7 +201,7 @@ class Trainer:
                 with self._synchronised(last):
                     with self.hardware.autocast():
                         local = self.encoder(images, boxes, groups)
-                    self._compare(local, view.rows, keys, views, result)
+                    self._compare(local, view, keys, views, result)
                 continue
             # The loss needs the whole batch: embed without a graph, take the gradient of the embeddings, and only then
             # embed part by part with a graph (gradient caching: Gao et al., arXiv 2101.06983).
@@ -213,11 +214,11 @@ class Trainer:
                     embedded.append(_module(self.encoder)(i, b, groups // parts))
             local = Embeddings(
                 *(
-                    e if e is None or name == "dense_features" else e.detach().requires_grad_()
+                    e if e is None or name in GIVEN else e.detach().requires_grad_()
                     for name, e in Embeddings.concatenate(embedded)._asdict().items()
                 )
             )
-            self._compare(local, view.rows, keys, views, result)
+            self._compare(local, view, keys, views, result)
             pieces = zip(*(e.grad.chunk(parts, -2) for e in local if e is not None and e.grad is not None), strict=True)
             for n, ((i, b), seed, gradients) in enumerate(zip(rows, seeds, pieces, strict=True)):
                 torch.manual_seed(seed)
@@ -233,11 +234,11 @@ class Trainer:
             return self.encoder.no_sync()
         return nullcontext()
 
-    def _compare(
-        self, local: Embeddings, rows: Tensor | None, keys: list[Embeddings], views: int, result: StepResult
-    ) -> None:
+    def _compare(self, local: Embeddings, view: View, keys: list[Embeddings], views: int, result: StepResult) -> None:
         """Compute the losses of one query view and their gradients; note the figures in `result`."""
-        query = gather(local if rows is None else local.take(rows), self.world)
+        if local.boxes is not None:
+            local = local._replace(exact_boxes=view.exact[:1])
+        query = gather(local if view.rows is None else local.take(view.rows), self.world)
         result.query = Embeddings(*(None if e is None else e.detach() for e in query))
         total, accuracies = torch.zeros((), device=self.hardware.device), []
         for key in keys:

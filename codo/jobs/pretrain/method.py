@@ -13,7 +13,18 @@ from codo.backbones import LEVELS, Backbone
 from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
 from codo.heads import MLPProjector, RoIPool, box_head
-from codo.losses import EMBEDS, CosineLoss, DenseLoss, ImageLoss, InfoNCELoss, InstanceLoss, KeyQueue, LevelLoss, Loss
+from codo.losses import (
+    EMBEDS,
+    BoxLoss,
+    CosineLoss,
+    DenseLoss,
+    ImageLoss,
+    InfoNCELoss,
+    InstanceLoss,
+    KeyQueue,
+    LevelLoss,
+    Loss,
+)
 from codo.model import AlignedEncoder, MomentumEncoder, StageEncoder, build_encoder, synchronise_bn
 from codo.parts import Parts, make
 from codo.runs.seed import integer_seed, torch_generator
@@ -57,7 +68,10 @@ class Method(nn.Module):
         self.weights = config.loss_weights | {name: weight for name, (_, weight) in own.items()}
         if not self.weights:
             raise CodoError("loss: every weight is 0, nothing would be learnt")
-        embeds = {*config.loss_weights, *(loss.embeds for loss, _ in own.values())}
+        embeds = {
+            *("offsets" if name == "box" else name for name in config.loss_weights),
+            *(loss.embeds for loss, _ in own.values()),
+        }
         if config.mosaic > 1 and {"image", "dense"} & embeds:
             raise CodoError("mosaic: a loss embeds whole images, which hold several samples; leave it at 1")
         with torch.random.fork_rng(devices=[]):  # layers are initialised from torch's global generator
@@ -165,7 +179,9 @@ def _losses(config: PretrainConfig) -> Iterator[tuple[str, Loss]]:
 
     for name in config.loss_weights:
         weights = config.level_weights if name == "level" else (1.0,)
-        if name == "dense":
+        if name == "box":
+            yield name, BoxLoss()
+        elif name == "dense":
             queue = next(iter(queues(1)), None)
             yield name, DenseLoss(queue, temperature=loss.temperature, negatives=loss.negatives)
         elif loss.form == "cosine":

@@ -68,9 +68,11 @@ def collapse_measures(embeddings: Embeddings) -> dict[str, float]:
     found = [
         _measure(F.normalize(rows.float(), dim=1))
         for name in EMBEDS
-        if getattr(embeddings, name) is not None
+        if name != "offsets" and getattr(embeddings, name) is not None
         for rows in (stacked(embeddings, name) if name != "dense" else stacked(embeddings, name).mean(0, keepdim=True))
     ]
+    if not found:  # the box loss alone
+        return {}
     return {
         "embedding_std": min(std for std, _, _ in found),
         "embedding_cosine": max(cosine for _, cosine, _ in found),
