@@ -99,5 +99,5 @@ def test_sub_batches_and_mosaics_give_the_same_kind_of_loss(tiny):
 
 @pytest.mark.parametrize("fields", [{"background": False}, {"alignment": False}, {"jitter.mode": "none"}])
 def test_without_a_jittered_patch_there_is_nothing_to_find(tiny, fields):
-    with pytest.raises(CodoError, match="loss.box: needs"):
+    with pytest.raises(CodoError, match=r"loss\.box: needs"):
         tiny(**{"loss.box": 1.0}, **fields)
