@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 from codo._version import __version__
 
 if TYPE_CHECKING:
-    from codo.augment import AnchorJitter, ColourJitter, CropView, NoJitter, PasteView, RatioJitter, ViewSampler
+    from codo.augment import (
+        AnchorJitter,
+        ColourJitter,
+        CropView,
+        MixedView,
+        NoJitter,
+        PasteView,
+        RatioJitter,
+        ViewSampler,
+    )
     from codo.backbones import Backbone
     from codo.config import PretrainConfig, TransferConfig, load_pretrain_config
     from codo.errors import CodoError, Interrupted
@@ -60,6 +69,7 @@ _HOMES = {
     "LevelLoss": "codo.losses:LevelLoss",
     "Loss": "codo.losses:Loss",
     "MLPProjector": "codo.heads:MLPProjector",
+    "MixedView": "codo.augment:MixedView",
     "MomentumEncoder": "codo.model:MomentumEncoder",
     "NoJitter": "codo.augment:NoJitter",
     "PasteView": "codo.augment:PasteView",
@@ -107,6 +117,7 @@ __all__ = [
     "LevelLoss",
     "Loss",
     "MLPProjector",
+    "MixedView",
     "MomentumEncoder",
     "NoJitter",
     "PasteView",

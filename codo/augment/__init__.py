@@ -6,7 +6,7 @@ from codo.augment.finish import IMAGENET_MEAN, IMAGENET_STD, finish_views, norma
 from codo.augment.jitter import AnchorJitter, BoxJitter, NoJitter, RatioJitter, box_iou
 from codo.augment.mosaic import mosaic
 from codo.augment.paste import paste, patch_size
-from codo.augment.views import Augmenter, CropView, PasteView, Views, ViewSampler
+from codo.augment.views import Augmenter, CropView, MixedView, PasteView, Views, ViewSampler
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -17,6 +17,7 @@ __all__ = [
     "ColourJitter",
     "ColourParameters",
     "CropView",
+    "MixedView",
     "NoJitter",
     "PasteView",
     "RatioJitter",

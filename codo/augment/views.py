@@ -64,6 +64,7 @@ class PasteView:
         crop_area: bounds of the crop's share of the foreground.
         crop_aspect: bounds of its width / height.
         patch_side: bounds of the patch's sides in pixels of a 256 canvas.
+        soft_edge: share of the patch's shorter side over which it fades into the background.
 
     Source:
         InsLoc; the downstream data set as source of backgrounds is CoDo's.
@@ -80,6 +81,7 @@ class PasteView:
     crop_area: tuple[float, float] = (0.2, 1.0)
     crop_aspect: tuple[float, float] = (0.5, 2.0)
     patch_side: tuple[float, float] = (128.0, 254.0)
+    soft_edge: float = 0.0
 
     def __call__(
         self, rng: np.random.Generator, foreground: np.ndarray, out: np.ndarray | None = None
@@ -89,7 +91,7 @@ class PasteView:
         x0, y0, x1, y1 = random_crop(rng, width, height, self.crop_area, self.crop_aspect)
         patch_width, patch_height = patch_size(rng, x1 - x0, y1 - y0, self.canvas, self.patch_side)
         patch = resize(foreground, patch_width, patch_height, box=(x0, y0, x1, y1))
-        return paste(rng, self.background(rng), patch, out)
+        return paste(rng, self.background(rng), patch, out, self.soft_edge)
 
 
 @dataclass(frozen=True)
@@ -127,16 +129,57 @@ class CropView:
 
 
 @dataclass(frozen=True)
+class MixedView:
+    """Composites and crops that fill the canvas: each view is drawn to be one of them.
+
+    The kind is drawn from a child of the view's generator, so that a view looks as it does where all are of its kind.
+
+    Args:
+        pasted: makes the composites.
+        cropped: makes the others.
+        p: share of the composites.
+        warmup_epochs: w; epoch e < w has the share p e / w.
+
+    Source:
+        ours.
+
+    Example:
+        >>> view = MixedView(PasteView(96, lambda rng: np.zeros((96, 96, 3), np.uint8)), CropView(96), 0.8, 4)
+        >>> [view.share(epoch) for epoch in (0, 2, 4, 9)]
+        [0.0, 0.4, 0.8, 0.8]
+    """
+
+    pasted: PasteView
+    cropped: CropView
+    p: float = 0.5
+    warmup_epochs: float = 0.0
+
+    @property
+    def canvas(self) -> int:
+        """S, side of the view in pixels."""
+        return self.pasted.canvas
+
+    def share(self, epoch: int) -> float:
+        """Give the share of composites in an epoch."""
+        return self.p * min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs else self.p
+
+    def choose(self, rng: np.random.Generator, epoch: int) -> PasteView | CropView:
+        """Draw the kind of one view; `rng`, which the view is then made with, stays as it is."""
+        return self.pasted if rng.spawn(1)[0].random() < self.share(epoch) else self.cropped
+
+
+@dataclass(frozen=True)
 class ViewSampler:
     """Composes the views of one sample.
 
     Args:
-        view: makes one view of a foreground, a PasteView or a CropView.
+        view: makes one view of a foreground: a PasteView, a CropView, or a MixedView of both.
         queries: V.
         jitter: draws the box that a query pools.
         colour: draws colour, blur and flip.
         augmenters: applied to each view, one after the other, before its colour.
         foregrounds: handed to the augmenters.
+        jitter_crops: also jitter the box of a CropView, the canvas.
 
     Example:
         >>> sampler = ViewSampler(CropView(64), queries=2)
@@ -145,14 +188,17 @@ class ViewSampler:
         torch.Size([3, 64, 64, 3])
     """
 
-    view: PasteView | CropView
+    view: PasteView | CropView | MixedView
     queries: int = 2
     jitter: BoxJitter = field(default_factory=NoJitter)
     colour: ColourJitter = field(default_factory=ColourJitter)
     augmenters: Sequence[Augmenter] = ()
     foregrounds: Images = ()
+    jitter_crops: bool = True
 
-    def __call__(self, foreground: np.ndarray, rng: Callable[[int], Sequence[np.random.Generator]]) -> Views:
+    def __call__(
+        self, foreground: np.ndarray, rng: Callable[[int], Sequence[np.random.Generator]], epoch: int = 0
+    ) -> Views:
         """Sample.
 
         Args:
@@ -160,6 +206,7 @@ class ViewSampler:
             rng: view number -> two generators, of its geometry and of its colour, so that a switch in one leaves the
                 other as it was. The key is number 0 and the queries 1..V, so that another V leaves the views that both
                 have as they are.
+            epoch: of pretraining; what a MixedView's warm-up goes by.
         """
         count, side = self.queries + 1, self.view.canvas
         streams = [rng(number) for number in (*range(1, count), 0)]
@@ -167,14 +214,16 @@ class ViewSampler:
         images = np.empty((count, side, side, 3), np.uint8)
         exact, jittered = np.empty((2, count, 4), np.float32)
         for i, ((geometry, _), flip) in enumerate(zip(streams, colour.flip.tolist(), strict=True)):
-            image, box = self.view(geometry, foreground, images[i])
+            view = self.view.choose(geometry, epoch) if isinstance(self.view, MixedView) else self.view
+            image, box = view(geometry, foreground, images[i])
             for augment in self.augmenters:
                 image, box = self.check(augment, *augment(geometry, image, box, self.foregrounds))
             if self.augmenters:
                 images[i] = image
             x0, y0, x1, y1 = box.tolist()
             exact[i] = (side - x1, y0, side - x0, y1) if flip else (x0, y0, x1, y1)
-            jittered[i] = self.jitter(geometry, exact[i].copy(), side)
+            jitters = self.jitter_crops or isinstance(view, PasteView)
+            jittered[i] = self.jitter(geometry, exact[i].copy(), side) if jitters else exact[i]
         return Views(torch.from_numpy(images), torch.from_numpy(exact), torch.from_numpy(jittered), colour)
 
     def check(self, augment: Augmenter, image: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

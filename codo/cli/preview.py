@@ -20,10 +20,10 @@ def preview_command(samples: int, out: Path, **options: Any) -> None:
     """Draw what pretraining will see: a contact sheet, one row a sample.
 
     Foreground, then each query view and the key, each beside its background. Green: the exact box; orange: the jittered
-    box that the query pools.
+    box that the query pools. A view that is no composite (paste.p) has an empty background.
     """
     config = read_config(options)
-    from codo.jobs.pretrain.preview import preview
+    from codo.jobs.pretrain.preview import preview, shown_epoch
 
     drawn = preview(config, samples, out)
-    click.echo(f"wrote {out}: {drawn} samples of epoch 0, seed {config.seed}")
+    click.echo(f"wrote {out}: {drawn} samples of epoch {shown_epoch(config)}, seed {config.seed}")

@@ -43,10 +43,19 @@ class PasteSection(Section):
     """Width / height of the crop, log-uniform."""
     patch_side: tuple[Positive, Positive] = sourced((128.0, 254.0), "InsLoc")
     """Bounds of the pasted patch's sides in pixels of a 256 canvas, scaled by canvas / 256."""
+    soft_edge: Annotated[float, Field(ge=0, le=0.5)] = sourced(0.0, "ours")
+    """Share of the patch's shorter side over which it fades into the background, linearly; 0: hard edges (InsLoc)."""
+    p: Probability = sourced(1.0, "ours")
+    """Share of the views that are composites; the others are the crops of `crop` that fill the canvas."""
+    warmup_epochs: Weight = sourced(0.0, "ours")
+    """`p` rises linearly from 0 before this epoch, by whole epochs: epoch e of w has p x min(1, e / w)."""
+    background_crop: Annotated[float, Field(gt=0, le=1)] | None = sourced(None, "ours")
+    """The background is a crop of its image, of at least this share of the area and aspect 3/4 to 4/3; unset: the
+    whole image, squeezed to a square. Backgrounds then take more room in the cache: 1 / this times, or more."""
 
 
 class CropSection(Section):
-    """The random resized crop that fills the canvas when background invariance is off."""
+    """The random resized crop that fills the canvas when background invariance is off, or a view is no composite."""
 
     area: tuple[Positive, Positive] = sourced((0.2, 1.0), "MoCo v2")
     aspect: tuple[Positive, Positive] = sourced((0.75, 4 / 3), "MoCo v2")
@@ -258,6 +267,11 @@ class PretrainConfig(Section):
         return self.background and self.paste.source != "self"
 
     @property
+    def mixes_views(self) -> bool:
+        """Whether some views are composites and others crops that fill the canvas."""
+        return self.background and (self.paste.p < 1 or self.paste.warmup_epochs > 0)
+
+    @property
     def roi_canonical_size(self) -> float:
         """Side in pixels of the box that belongs to P4 on this canvas."""
         return self.model.roi_canonical_size or 224.0 * self.canvas / 256
@@ -282,6 +296,8 @@ class PretrainConfig(Section):
                 raise ValueError(f"{name}: a share of the image, at most 1")
         if self.paste.patch_side[1] > 256:
             raise ValueError("paste.patch_side: in pixels of a 256 canvas, at most 256")
+        if self.paste.p == 0 and self.background:
+            raise ValueError("paste.p: 0 pastes nothing; set background=false instead")
         if self.loss.box:
             if not (self.alignment and self.background):
                 raise ValueError("loss.box: needs alignment and background (a patch to find); set both, or loss.box=0")
@@ -319,6 +335,7 @@ class PretrainConfig(Section):
                 f"optim.accumulate: {self.optim.accumulate} must divide model.bn_groups ({self.model.bn_groups}), so "
                 "that BN sees the groups that it sees without accumulation"
             )
-        if self.optim.warmup_epochs >= self.optim.epochs:
-            raise ValueError(f"optim.warmup_epochs: {self.optim.warmup_epochs:g} is not below optim.epochs")
+        for name, warmup in {"optim": self.optim.warmup_epochs, "paste": self.paste.warmup_epochs}.items():
+            if warmup >= self.optim.epochs:
+                raise ValueError(f"{name}.warmup_epochs: {warmup:g} is not below optim.epochs")
         return self

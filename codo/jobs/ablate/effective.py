@@ -11,10 +11,10 @@ from codo.config.transfer import TransferConfig
 
 def inert(config: PretrainConfig) -> Iterator[tuple[str, str]]:
     """List what this config does not read: dotted field or section, and why."""
-    if config.background:
-        yield "crop", "background is on: views are pasted"
-    else:
+    if not config.background:
         yield "paste", "background is off"
+    elif not config.mixes_views:
+        yield "crop", "background is on: views are pasted"
     jitter = config.jitter
     if not config.alignment:
         yield "jitter", "alignment is off: no box is pooled"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from codo.augment import (
     BoxJitter,
     ColourJitter,
     CropView,
+    MixedView,
     NoJitter,
     PasteView,
     RatioJitter,
@@ -33,6 +35,9 @@ from codo.runs.seed import generator
 FOREGROUND_DETAIL = 2.25
 """Foregrounds are kept at a short side of at most this many canvases: a crop of a fifth of the image has 1 / sqrt(5) of
 its side, and fills at most one canvas."""
+
+BACKGROUND_ASPECT = (3 / 4, 4 / 3)
+"""Bounds of the width / height of a background's crop (MoCo v2's)."""
 
 
 @dataclass(frozen=True)
@@ -169,31 +174,42 @@ def build_dataset(config: PretrainConfig, sources: Sources, parts: Parts | None 
     unreadable: set[str] = set()
 
     foregrounds = pool("foregrounds", sources.foregrounds, short_side=int(FOREGROUND_DETAIL * config.canvas))
-    view: PasteView | CropView
+    cropped = CropView(config.canvas, config.crop.area, config.crop.aspect)
+    view: PasteView | CropView | MixedView = cropped
     if config.background:
-        mix, own, downstream = config.paste.source, None, None
-        if mix != "self":
-            downstream = pool("backgrounds", sources.backgrounds, square=config.canvas)
-        if mix != "downstream":
-            own = pool("foregrounds as backgrounds", sources.foregrounds, square=config.canvas)
-        background = Background(downstream, own, config.paste.mix_probability)
-        paste = config.paste
-        view = PasteView(config.canvas, background, paste.crop_area, paste.crop_aspect, paste.patch_side)
-    else:
-        view = CropView(config.canvas, config.crop.area, config.crop.aspect)
+        paste, own, downstream, crop = config.paste, None, None, None
+        square: int | None = config.canvas
+        short_side = None
+        if paste.background_crop is not None:
+            crop = CropView(config.canvas, (paste.background_crop, 1.0), BACKGROUND_ASPECT)
+            # The smallest square crop has one canvas's side, where the image has the pixels for it.
+            square, short_side = None, math.ceil(config.canvas / math.sqrt(paste.background_crop))
+        if paste.source != "self":
+            downstream = pool("backgrounds", sources.backgrounds, square=square, short_side=short_side)
+        if paste.source != "downstream":
+            if short_side is not None and short_side <= FOREGROUND_DETAIL * config.canvas:
+                own = foregrounds
+            else:
+                own = pool("foregrounds as backgrounds", sources.foregrounds, square=square, short_side=short_side)
+        background = Background(downstream, own, paste.mix_probability, crop)
+        view = PasteView(
+            config.canvas, background, paste.crop_area, paste.crop_aspect, paste.patch_side, paste.soft_edge
+        )
+        if config.mixes_views:
+            view = MixedView(view, cropped, paste.p, paste.warmup_epochs)
     colour = ColourJitter(**config.colour.model_dump(exclude={"exact"}))
     augmenters = [*(make(part) for part in config.augment), *parts.augmenters]
     jitter = parts.jitter or build_jitter(config)
-    sampler = ViewSampler(view, config.views, jitter, colour, augmenters, foregrounds)
+    # A box that is the canvas itself is not jittered, but by a user's own.
+    users = parts.jitter is not None or config.jitter.custom is not None
+    sampler = ViewSampler(view, config.views, jitter, colour, augmenters, foregrounds, jitter_crops=users)
     return SampleDataset(foregrounds, sampler, config.seed, unreadable)
 
 
 def build_jitter(config: PretrainConfig) -> BoxJitter:
-    """Build the query's box jitter. A canvas that is the box itself is not jittered, but by a user's own."""
+    """Build the query's box jitter."""
     if config.jitter.custom is not None:
         return make(config.jitter.custom)
-    if not config.background:
-        return NoJitter()
     jitters: dict[str, Callable[[], BoxJitter]] = {
         "ratio": lambda: RatioJitter(config.jitter.ratio, config.jitter.p, config.jitter.min_iou),
         "anchor": AnchorJitter,

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from codo.augment import IMAGENET_MEAN, IMAGENET_STD, ColourParameters, PasteView, finish_views
+from codo.augment import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ColourParameters,
+    CropView,
+    MixedView,
+    PasteView,
+    ViewSampler,
+    finish_views,
+)
 from codo.augment.views import DrawBackground
 from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
@@ -24,20 +34,49 @@ EXACT, JITTERED, INK, PAPER = "#21d07a", "#ff8c1a", "#1d1d1f", "#f5f5f2"
 
 
 class RecordingBackground:
-    """Hands through a background source and keeps what it drew."""
+    """Hands through a background source and adds what it drew to a list."""
 
-    def __init__(self, draw: DrawBackground) -> None:
-        self.draw = draw
-        self.drawn: list[np.ndarray] = []
+    def __init__(self, draw: DrawBackground, drawn: list[np.ndarray | None]) -> None:
+        self.draw, self.drawn = draw, drawn
 
     def __call__(self, rng: np.random.Generator) -> np.ndarray:
         """Draw one, and keep it."""
-        self.drawn.append(self.draw(rng))
-        return self.drawn[-1]
+        background = self.draw(rng)
+        self.drawn.append(background)
+        return background
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordingCrop(CropView):
+    """Crops, and adds to a list that this view has no background."""
+
+    drawn: list[np.ndarray | None] = dataclasses.field(default_factory=list)
+
+    def __call__(
+        self, rng: np.random.Generator, foreground: np.ndarray, out: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Make the view; see CropView."""
+        self.drawn.append(None)
+        return super().__call__(rng, foreground, out)
+
+
+def recorded(sampler: ViewSampler, drawn: list[np.ndarray | None]) -> ViewSampler:
+    """Make a sampler that lists each view's background in `drawn`, None where it has none; of crops alone, nothing."""
+    view = sampler.view
+    if isinstance(view, PasteView):
+        view = _recorded_paste(view, drawn)
+    elif isinstance(view, MixedView):
+        cropped = RecordingCrop(**vars(view.cropped), drawn=drawn)
+        view = dataclasses.replace(view, pasted=_recorded_paste(view.pasted, drawn), cropped=cropped)
+    return dataclasses.replace(sampler, view=view)
+
+
+def _recorded_paste(view: PasteView, drawn: list[np.ndarray | None]) -> PasteView:
+    return dataclasses.replace(view, background=RecordingBackground(view.background, drawn))
 
 
 def preview(config: PretrainConfig, samples: int, out: Path) -> int:
-    """Draw the first samples of epoch 0, as the network would see them.
+    """Draw the first samples of `shown_epoch`, as the network would see them.
 
     Args:
         config: of the pretraining.
@@ -50,25 +89,23 @@ def preview(config: PretrainConfig, samples: int, out: Path) -> int:
     if out.suffix.lower() != ".png":
         raise CodoError(f"--out {out}: the sheet is a PNG, name it {out.with_suffix('.png')}")
     dataset = build_dataset(config, find_sources(config))
-    sampler, recorder = dataset.sampler, None
-    if isinstance(sampler.view, PasteView):
-        recorder = RecordingBackground(sampler.view.background)
-        view = dataclasses.replace(sampler.view, background=recorder)
-        dataset.sampler = dataclasses.replace(sampler, view=view)
+    drawn: list[np.ndarray | None] = []
+    dataset.sampler = recorded(dataset.sampler, drawn)
     count = min(samples, len(dataset))
-    (keys,) = StepSampler(len(dataset), count, config.seed, 0, 1)
+    first = shown_epoch(config) * (len(dataset) // count)
+    (keys,) = StepSampler(len(dataset), count, config.seed, first, first + 1)
     names = [*(f"query {v + 1}" for v in range(config.views)), "key"]
-    header = ["foreground", *(part for name in names for part in (["background"] if recorder else []) + [name])]
+    before = ["background"] if config.background else []
+    header = ["foreground", *(part for name in names for part in [*before, name])]
     rows = []
     for key in keys:
-        if recorder:
-            recorder.drawn.clear()
+        drawn.clear()
         sample = dataset[key]
         views = _visible(sample.views.images, sample.views.colour, config.colour.exact)
         cells = [fit(Image.fromarray(dataset.foregrounds[int(sample.foreground)]))]
         for v, picture in enumerate(views):
-            if recorder:
-                cells.append(fit(Image.fromarray(recorder.drawn[v])))
+            if config.background:
+                cells.append(_background_cell(drawn[v]))
             boxes = [(sample.views.exact_boxes[v].tolist(), EXACT)]
             if v < config.views:
                 boxes.append((sample.views.boxes[v].tolist(), JITTERED))
@@ -77,6 +114,11 @@ def preview(config: PretrainConfig, samples: int, out: Path) -> int:
     with atomic_path(out) as temporary:
         sheet(header, rows).save(temporary, format="PNG")
     return count
+
+
+def shown_epoch(config: PretrainConfig) -> int:
+    """Give the epoch that a preview is of: 0, or the first one after the warm-up of `paste.p`."""
+    return math.ceil(config.paste.warmup_epochs) if config.mixes_views else 0
 
 
 def _visible(images: torch.Tensor, colour: ColourParameters, exact: bool) -> list[Image.Image]:
@@ -96,6 +138,10 @@ def fit(picture: Image.Image) -> Image.Image:
     cell = Image.new("RGB", (CELL, CELL), PAPER)
     cell.paste(small, ((CELL - small.width) // 2, (CELL - small.height) // 2))
     return cell
+
+
+def _background_cell(background: np.ndarray | None) -> Image.Image:
+    return Image.new("RGB", (CELL, CELL), PAPER) if background is None else fit(Image.fromarray(background))
 
 
 def _with_boxes(cell: Image.Image, boxes: list[tuple[list[float], str]], canvas: int) -> Image.Image:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from codo.augment import ColourParameters, Views, ViewSampler
+from codo.augment import ColourParameters, CropView, Views, ViewSampler
 from codo.data.cache import ImagePool
 from codo.data.images import ImageError
 from codo.errors import CodoError
@@ -58,7 +58,7 @@ class SampleDataset(Dataset[Sample]):
         for offset in range(MAX_SUBSTITUTES):
             chosen = (index + offset) % len(self)
             try:
-                return Sample(self.sampler(self.foregrounds[chosen], rng), torch.tensor(chosen), skipped)
+                return Sample(self.sampler(self.foregrounds[chosen], rng, epoch), torch.tensor(chosen), skipped)
             except ImageError as error:
                 last = error
                 skipped.append(f"foregrounds: {self.foregrounds.paths[chosen].name}")
@@ -72,13 +72,25 @@ class Background:
         downstream: squares of the canvas's side, of the downstream data set; None where it is not used.
         own: squares of the foregrounds; None where they are not used.
         probability: of the downstream pool, where both are given.
+        crop: makes the background of an image; with it the pools hold images of any size. None: the square itself.
     """
 
-    def __init__(self, downstream: ImagePool | None, own: ImagePool | None, probability: float = 1.0) -> None:
-        self.downstream, self.own, self.probability = downstream, own, probability
+    def __init__(
+        self,
+        downstream: ImagePool | None,
+        own: ImagePool | None,
+        probability: float = 1.0,
+        crop: CropView | None = None,
+    ) -> None:
+        self.downstream, self.own, self.probability, self.crop = downstream, own, probability, crop
 
     def __call__(self, rng: np.random.Generator) -> np.ndarray:
         """Draw one `(S, S, 3)` uint8."""
+        image = self.draw(rng)
+        return image if self.crop is None else self.crop(rng, image)[0]
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """Draw an image of the pools."""
         chance = rng.random()
         pool = self.own if self.downstream is None or (self.own and chance >= self.probability) else self.downstream
         assert pool is not None, "one of the two pools is needed"

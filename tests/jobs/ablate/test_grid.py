@@ -122,6 +122,16 @@ def test_how_images_are_decoded_is_free_under_equal_composites(tmp_path):
     assert [row.pretrain.data.scaled_decode for row in found.rows] == [True, False]
 
 
+def test_the_crop_is_read_where_some_views_are_no_composites(tmp_path):
+    found = grid(
+        tmp_path,
+        "ladder",
+        "axes:\n  fewer: {paste.p: 0.5}\n  crop: {crop.area: [0.5, 1.0]}\n"
+        "  all: {paste.p: 1.0, crop.area: [0.2, 1.0], paste.warmup_epochs: 3}\n  again: {crop.aspect: [0.5, 2.0]}\n",
+    )
+    assert [row.name for row in found.rows][1:] == ["fewer", "crop", "all", "again"]
+
+
 def test_budget_of_equal_epochs(tmp_path):
     found = grid(tmp_path, "one_at_a_time", "budget: epochs\naxes:\n  views: 3\n  long: {optim.epochs: 30}\n")
     assert [row.pretrain.optim.epochs for row in found.rows] == [20, 20, 30]
@@ -158,6 +168,16 @@ def test_equal_epochs(base, views, epochs):
             "ladder",
             "axes:\n  a: {background: false}\n  b: {jitter.ratio: 0.3}\n",
             ":9: axes.b: changes nothing against 'a': background is off: the box is the canvas",
+        ),
+        (
+            "ladder",
+            "axes:\n  a: {background: false}\n  b: {paste: {p: 0.5, soft_edge: 0.2, background_crop: 0.5}}\n",
+            ":9: axes.b: changes nothing against 'a': background is off",
+        ),
+        (
+            "ladder",
+            "axes:\n  a: {background: false}\n  b: {paste.warmup_epochs: 2}\n",
+            ":9: axes.b: changes nothing against 'a': background is off",
         ),
         ("one_at_a_time", "axes:\n  crop: {crop.area: [0.5, 1.0]}\n", "background is on: views are pasted"),
         ("one_at_a_time", "axes:\n  a: {views: 2}\n  b: {views: 2}\n", ":9: axes.b: the rows 'a' and 'b' resolve to"),
