@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         KeyQueue,
         LevelLoss,
         Loss,
+        StageLoss,
         info_nce,
     )
     from codo.model import AlignedEncoder, MomentumEncoder, StageEncoder, build_encoder
@@ -78,6 +79,7 @@ _HOMES = {
     "RatioJitter": "codo.augment:RatioJitter",
     "RoIPool": "codo.heads:RoIPool",
     "StageEncoder": "codo.model:StageEncoder",
+    "StageLoss": "codo.losses:StageLoss",
     "TransferConfig": "codo.config:TransferConfig",
     "TransferResult": "codo.jobs.transfer:TransferResult",
     "ViewSampler": "codo.augment:ViewSampler",
@@ -126,6 +128,7 @@ __all__ = [
     "RatioJitter",
     "RoIPool",
     "StageEncoder",
+    "StageLoss",
     "TransferConfig",
     "TransferResult",
     "ViewSampler",

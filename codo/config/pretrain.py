@@ -143,14 +143,19 @@ class LossSection(Section):
     """Every cell of the last stage with the cell of the key that resembles it most (DenseCL)."""
     box: Weight = sourced(0.0, "ours")
     """A detector's box regression: from the features of the jittered box to the patch's box."""
+    stage: Weight = sourced(0.0, "ours")
+    """The box from backbone stages directly, before the pyramid: deep supervision of the backbone, also without
+    alignment. A stage C_k pools the box of its level P_k, jittered or exact."""
     custom: tuple[LossPart, ...] = sourced((), "user")
     """A user's own losses, added to the sum."""
     levels: tuple[Level, ...] = sourced(ALL_LEVELS, "InsLoc")
     """The levels of the level loss."""
     level_weights: tuple[Weight, ...] | None = sourced(None, "InsLoc")
     """w_l, one for each of `levels`; unset: all 1."""
+    stage_levels: tuple[Level, ...] = sourced((5,), "ours")
+    """The k of the stages C_k of the stage loss, each with a projector and a queue of its own; weights all 1."""
     form: Literal["info_nce", "cosine"] = sourced("info_nce", "MoCo v2 / InsLoc")
-    """`cosine`: BYOL's, a predictor on the query and no negatives; of the image, instance and level losses."""
+    """`cosine`: BYOL's, a predictor on the query and no negatives; of all losses but dense and box."""
     symmetric: bool = sourced(False, "MoCo v2 / InsLoc")
     """Also contrast the key view, as a query, with each query view as its key (BYOL, SoCo)."""
     predictor_hidden: int = sourced(4096, "BYOL, from memory of the paper", ge=1)
@@ -253,7 +258,7 @@ class PretrainConfig(Section):
         }
         weights = {name: getattr(self.loss, name) for name in follows}
         resolved = {name: float(on) if weights[name] is None else weights[name] for name, on in follows.items()}
-        resolved |= {"dense": self.loss.dense, "box": self.loss.box}
+        resolved |= {"dense": self.loss.dense, "box": self.loss.box, "stage": self.loss.stage}
         return {name: weight for name, weight in resolved.items() if weight > 0}
 
     @property
@@ -313,7 +318,11 @@ class PretrainConfig(Section):
             raise ValueError("loss.level: hierarchy is off; set hierarchy=true, or leave loss.level unset")
         if self.loss.level == 0 and self.hierarchy and not self.loss.custom:
             raise ValueError("loss.level: 0 with hierarchy on; set hierarchy=false instead")
-        for name, levels in {"loss.levels": self.loss.levels, "jitter.levels": self.jitter.levels}.items():
+        for name, levels in {
+            "loss.levels": self.loss.levels,
+            "loss.stage_levels": self.loss.stage_levels,
+            "jitter.levels": self.jitter.levels,
+        }.items():
             if not levels or list(levels) != sorted(set(levels)):
                 raise ValueError(f"{name}: one or more of 2, 3, 4, 5, ascending, each once")
         if len(self.level_weights) != len(self.loss.levels):

@@ -5,7 +5,7 @@ from codo.losses.box import BoxLoss, box_offsets
 from codo.losses.cosine import CosineLoss
 from codo.losses.dense import DenseLoss
 from codo.losses.embeddings import EMBEDS, Embeddings
-from codo.losses.info_nce import ImageLoss, InfoNCELoss, InstanceLoss, LevelLoss, info_nce
+from codo.losses.info_nce import ImageLoss, InfoNCELoss, InstanceLoss, LevelLoss, StageLoss, info_nce
 from codo.losses.queue import KeyQueue
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "KeyQueue",
     "LevelLoss",
     "Loss",
+    "StageLoss",
     "box_offsets",
     "info_nce",
 ]

@@ -49,7 +49,8 @@ class Loss(nn.Module):
     sees the whole batch, however many processes or sub-batches compute the embeddings.
 
     Attributes:
-        embeds: what the encoder computes for it: `image`, `instance`, `level`, `dense` or `offsets` (see Embeddings).
+        embeds: what the encoder computes for it: `image`, `instance`, `level`, `dense`, `offsets` or `stage` (see
+            Embeddings).
 
     Example:
         >>> class Distance(Loss):

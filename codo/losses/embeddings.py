@@ -22,6 +22,7 @@ class Embeddings(NamedTuple):
         offsets: `(P, B, 4)`, where the patch lies as seen from each of the boxes pooled; see `box_offsets`.
         boxes: `(P, B, 4)` xyxy in pixels, these boxes.
         exact_boxes: `(1, B, 4)`, the patch's; training adds it.
+        stage: `(L, B, d)`, the box from backbone stages, before the pyramid.
 
     Example:
         >>> Embeddings(image=torch.zeros(4, 8)).take(torch.tensor([2, 0])).image.shape
@@ -36,6 +37,7 @@ class Embeddings(NamedTuple):
     offsets: Tensor | None = None
     boxes: Tensor | None = None
     exact_boxes: Tensor | None = None
+    stage: Tensor | None = None
 
     def take(self, rows: Tensor) -> Embeddings:
         """Take the samples `rows` `(B,)`, in that order."""
@@ -52,5 +54,5 @@ class Embeddings(NamedTuple):
 GIVEN = ("dense_features", "boxes", "exact_boxes")
 """What of Embeddings takes no gradient."""
 
-EMBEDS: tuple[str, ...] = ("image", "instance", "level", "dense", "offsets")
+EMBEDS: tuple[str, ...] = ("image", "instance", "level", "dense", "offsets", "stage")
 """What a loss can ask an encoder for."""

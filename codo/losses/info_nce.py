@@ -170,3 +170,20 @@ class LevelLoss(InfoNCELoss):
     """
 
     embeds = "level"
+
+
+class StageLoss(InfoNCELoss):
+    """The sum over backbone stages of the InfoNCE of the box pooled from them, each with that stage's queue.
+
+    Source:
+        Ours: deep supervision of the backbone. A loss at every stage is DetCo's idea (arXiv 2102.04803), there on whole
+        images.
+
+    Example:
+        >>> eye = torch.eye(4)[None].expand(2, 4, 4)  # of two stages
+        >>> loss = StageLoss(negatives="batch", weights=(1.0, 1.0))
+        >>> float(loss(Embeddings(stage=eye), Embeddings(stage=eye)).loss)  # 2 log(1 + 3 exp(-5))
+        0.0400...
+    """
+
+    embeds = "stage"

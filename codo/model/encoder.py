@@ -43,6 +43,35 @@ class CanvasProjectors(nn.Module):
         return found
 
 
+class BoxProjectors(nn.Module):
+    """Embeds the box from backbone stages, before any pyramid: RoIAlign, the mean over its cells, a projector a stage.
+
+    Args:
+        projectors: the k of a stage C_k -> `(R, C_k) -> (R, d)`.
+        pool: RoIAlign.
+    """
+
+    def __init__(self, projectors: dict[int, nn.Module], pool: RoIPool) -> None:
+        super().__init__()
+        self.projectors = nn.ModuleDict({str(k): projector for k, projector in projectors.items()})
+        self.pool = pool
+
+    def forward(self, stages: Sequence[Tensor], boxes: Tensor, images: Tensor | None = None) -> Tensor:
+        """Embed boxes: `(L, R, d)`, of each stage that has a projector.
+
+        Args:
+            stages: C2-C5.
+            boxes: `(4, R, 4)`; C_k pools the box that P_k would.
+            images: `(R,)` int64, the image of each box; by default each image has equally many, one after the other.
+        """
+        embedded = []
+        for k, projector in self.projectors.items():
+            row = LEVELS.index(int(k))
+            pooled = self.pool(stages[row], boxes[row], STRIDES[row], images)
+            embedded.append(projector(pooled.mean((2, 3))).float())
+        return torch.stack(embedded)
+
+
 class AlignedEncoder(nn.Module):
     """The detector's backbone, FPN and box head, and a projector: backbone -> FPN -> RoIAlign -> box head -> projector.
 
@@ -52,10 +81,11 @@ class AlignedEncoder(nn.Module):
         projector: `(R, fc) -> (R, d)`, shared by all levels.
         pool: RoIAlign.
         canvas: for the image and dense embeddings.
-        embeds: which of `image`, `instance`, `level`, `dense`, `offsets` to compute.
+        embeds: which of `image`, `instance`, `level`, `dense`, `offsets`, `stage` to compute.
         levels: the k of the levels P_k that the level embedding pools.
         canonical_size: side in pixels of the box that belongs to P4, for the instance embedding.
         offsets: `(R, fc) -> (R, 4)`, of every box that is pooled (of the assigned level where none is), or None.
+        box_stages: for the stage embedding.
 
     Example:
         >>> encoder = build_encoder(Backbone("resnet10t", 16), embeds=("level",), embedding=8)
@@ -75,10 +105,11 @@ class AlignedEncoder(nn.Module):
         levels: Sequence[int] = LEVELS,
         canonical_size: float = 224.0,
         offsets: nn.Module | None = None,
+        box_stages: BoxProjectors | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.box_head, self.projector, self.pool = backbone, head, projector, pool
-        self.canvas, self.offsets = canvas, offsets
+        self.canvas, self.offsets, self.box_stages = canvas, offsets, box_stages
         self.embeds, self.levels, self.canonical_size = frozenset(embeds), tuple(levels), canonical_size
 
     def forward(self, images: Tensor, boxes: Tensor, groups: int = 1) -> Embeddings:
@@ -114,6 +145,8 @@ class AlignedEncoder(nn.Module):
             if self.offsets is not None:
                 found["offsets"] = by_map(self.offsets(features).float(), len(pooled), groups)
                 found["boxes"] = self._pooled_boxes(boxes)
+        if self.box_stages is not None:
+            found["stage"] = self.box_stages(stages, boxes)
         return Embeddings(**found)
 
     def _pooled_boxes(self, boxes: Tensor) -> Tensor:
@@ -143,12 +176,13 @@ class AlignedEncoder(nn.Module):
 
 
 class StageEncoder(nn.Module):
-    """The backbone alone, pooled over the whole canvas: the encoder without alignment.
+    """The backbone alone, pooled over the whole canvas (the stage embedding: over the box): no alignment.
 
     Args:
         backbone: its stages are used, a pyramid is not.
         projectors: the k of a stage C_k -> projector `(B, C_k) -> (B, d)`, for the level embedding.
         canvas: for the image and dense embeddings.
+        box_stages: for the stage embedding.
 
     Example:
         >>> encoder = build_encoder(Backbone("resnet10t", None), embeds=("image",), embedding=8)
@@ -156,18 +190,29 @@ class StageEncoder(nn.Module):
         torch.Size([2, 8])
     """
 
-    def __init__(self, backbone: Backbone, projectors: dict[int, nn.Module], canvas: CanvasProjectors) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        projectors: dict[int, nn.Module],
+        canvas: CanvasProjectors,
+        box_stages: BoxProjectors | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.stage_projectors = nn.ModuleDict({str(k): projector for k, projector in projectors.items()})
-        self.canvas = canvas
+        self.canvas, self.box_stages = canvas, box_stages
 
     def forward(self, images: Tensor, boxes: Tensor, groups: int = 1) -> Embeddings:
-        """Embed one view `(B, 3, S, S)` in BN groups; `boxes` are not looked at."""
+        """Embed one view `(B, 3, S, S)` in BN groups; only the stage embedding looks at `boxes` `(4, B, 4)`."""
         with bn_in_groups(self, groups):
             stages = self.backbone.stages(images)
             level = [p(stages[LEVELS.index(int(k))].mean((2, 3))).float() for k, p in self.stage_projectors.items()]
-            return Embeddings(level=torch.stack(level) if level else None, **self.canvas(stages[-1], groups))
+            found = self.canvas(stages[-1], groups)
+            if level:
+                found["level"] = torch.stack(level)
+            if self.box_stages is not None:
+                found["stage"] = self.box_stages(stages, boxes)
+            return Embeddings(**found)
 
 
 def build_encoder(
@@ -182,12 +227,13 @@ def build_encoder(
     embedding: int = 128,
     pool: RoIPool | None = None,
     canonical_size: float = 224.0,
+    stage_levels: Sequence[int] = LEVELS[-1:],
 ) -> AlignedEncoder | StageEncoder:
     """Build an encoder: an AlignedEncoder over a backbone with a pyramid, else a StageEncoder.
 
     Args:
         backbone: with or without pyramid.
-        embeds: which of `image`, `instance`, `level`, `dense`, `offsets` to compute.
+        embeds: which of `image`, `instance`, `level`, `dense`, `offsets`, `stage` to compute.
         levels: the k of the levels or stages that the level embedding has.
         make_box_head: makes the box head.
         box_head_fc: its width.
@@ -196,6 +242,7 @@ def build_encoder(
         embedding: d.
         pool: RoIAlign.
         canonical_size: see AlignedEncoder.
+        stage_levels: the k of the stages C_k that the stage embedding has.
 
     Source:
         The projectors of pooled stages keep the stage's width, as MoCo v2's (2048 -> 2048 -> 128).
@@ -209,6 +256,10 @@ def build_encoder(
         channels = backbone.stage_channels[LEVELS.index(k)]
         return make_projector(channels, channels, embedding)
 
+    def box_projectors() -> BoxProjectors | None:  # initialised last: with them no other weight is another
+        return BoxProjectors({k: stage_projector(k) for k in stage_levels}, pooling) if "stage" in embeds else None
+
+    pooling = pool or RoIPool()
     canvas = CanvasProjectors(
         stage_projector(LEVELS[-1]) if "image" in embeds else None,
         stage_projector(LEVELS[-1]) if "dense" in embeds else None,
@@ -216,8 +267,11 @@ def build_encoder(
     if backbone.fpn is None:
         if {"instance", "offsets"} & set(embeds):
             raise CodoError("a loss looks at the box, which needs alignment (it is pooled from the FPN)")
-        return StageEncoder(backbone, {k: stage_projector(k) for k in levels} if "level" in embeds else {}, canvas)
+        whole = {k: stage_projector(k) for k in levels} if "level" in embeds else {}
+        return StageEncoder(backbone, whole, canvas, box_projectors())
     head = make_box_head(backbone.out_channels, box_head_fc)
     projector = make_projector(box_head_fc, projector_hidden, embedding)
     offsets = nn.Linear(box_head_fc, 4) if "offsets" in embeds else None
-    return AlignedEncoder(backbone, head, projector, pool or RoIPool(), canvas, embeds, levels, canonical_size, offsets)
+    return AlignedEncoder(
+        backbone, head, projector, pooling, canvas, embeds, levels, canonical_size, offsets, box_projectors()
+    )

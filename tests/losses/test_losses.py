@@ -20,6 +20,7 @@ from codo.losses import (
     KeyQueue,
     LevelLoss,
     Loss,
+    StageLoss,
     info_nce,
 )
 
@@ -129,18 +130,20 @@ def test_keys_are_taken_in_after_the_step_normalised():
     assert set(loss.state_dict()) == {"queues.0.keys", "queues.0.position"}
 
 
-def test_level_loss_is_the_weighted_sum_with_a_queue_a_level():
+@pytest.mark.parametrize("kind", [LevelLoss, StageLoss])
+def test_level_and_stage_loss_are_the_weighted_sum_with_a_queue_a_level(kind):
+    def embeddings(rows):
+        return Embeddings(**{kind.embeds: rows})
+
     q, k, weights = unit(4, 5, 8), unit(4, 5, 8, seed=1), (0.1, 0.4, 0.7, 1.0)
     queues = [unit(7, 8, seed=10 + i) for i in range(4)]
-    loss = LevelLoss([filled(queue) for queue in queues], weights=weights)
+    loss = kind([filled(queue) for queue in queues], weights=weights)
     each = [numpy_info_nce(q[i], k[i], queues[i], "queue", 0.2) for i in range(4)]
-    contrast = loss(Embeddings(level=q), Embeddings(level=k))
+    contrast = loss(embeddings(q), embeddings(k))
     assert float(contrast.loss) == pytest.approx(float(np.dot(weights, each)), rel=1e-5)
-    swapped = LevelLoss([filled(queue) for queue in queues[::-1]], weights=weights)(
-        Embeddings(level=q), Embeddings(level=k)
-    )
+    swapped = kind([filled(queue) for queue in queues[::-1]], weights=weights)(embeddings(q), embeddings(k))
     assert float(swapped.loss) != pytest.approx(float(contrast.loss), rel=1e-5)
-    loss.update(Embeddings(level=k))
+    loss.update(embeddings(k))
     for queue, keys in zip(loss.queues, k, strict=True):
         assert torch.allclose(queue.keys[:5], keys, atol=1e-6)
 

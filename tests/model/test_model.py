@@ -46,13 +46,18 @@ def images():
         (False, ("image", "level"), StageEncoder),
         (True, ("dense", "level"), AlignedEncoder),
         (False, ("image", "dense"), StageEncoder),
+        (True, ("stage",), AlignedEncoder),
+        (True, ("level", "stage"), AlignedEncoder),
+        (False, ("stage",), StageEncoder),
+        (False, ("level", "stage"), StageEncoder),
     ],
 )
 def test_exactly_what_is_asked_for_is_embedded(images, alignment, embeds, kind):
     encoder = build(alignment, embeds)
     assert isinstance(encoder, kind)
     out = encoder(images, BOXES)
-    for name, shape in {"image": (4, 8), "instance": (4, 8), "level": (4, 4, 8), "dense": (4, 4, 8)}.items():
+    shapes = {"image": (4, 8), "instance": (4, 8), "level": (4, 4, 8), "dense": (4, 4, 8), "stage": (1, 4, 8)}
+    for name, shape in shapes.items():
         embedding = getattr(out, name)
         if name in embeds:
             assert tuple(embedding.shape) == shape
@@ -189,10 +194,11 @@ def test_keys_are_batched_for_bn_in_another_company_than_queries():
 
 
 @pytest.mark.parametrize(
-    ("alignment", "embeds"), [(True, ("image", "instance", "level", "dense")), (False, ("image", "level", "dense"))]
+    ("alignment", "embeds"),
+    [(True, ("image", "instance", "level", "dense", "stage")), (False, ("image", "level", "dense", "stage"))],
 )
 def test_a_pass_in_groups_is_a_pass_for_each(images, alignment, embeds):
-    more = {"make_projector": partial(MLPProjector, bn=True)}
+    more = {"make_projector": partial(MLPProjector, bn=True), "stage_levels": (3, 5)}
     whole, apart = build(alignment, embeds, **more), build(alignment, embeds, **more)
     together = whole(images, BOXES)
     whole.load_state_dict(apart.state_dict())

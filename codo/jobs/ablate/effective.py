@@ -16,9 +16,12 @@ def inert(config: PretrainConfig) -> Iterator[tuple[str, str]]:
     elif not config.mixes_views:
         yield "crop", "background is on: views are pasted"
     jitter = config.jitter
+    stage = "stage" in config.loss_weights or bool(config.loss.custom)  # a user's own may ask for it
     if not config.alignment:
+        yield "model.roi_canonical_size", "alignment is off: no box is assigned a level"
+    if not config.alignment and not stage:
         yield "jitter", "alignment is off: no box is pooled"
-        for name in ("roi_sampling_ratio", "roi_aligned", "roi_canonical_size"):
+        for name in ("roi_sampling_ratio", "roi_aligned"):
             yield f"model.{name}", "alignment is off: no box is pooled"
     elif not config.background and jitter.custom is None:
         yield "jitter", "background is off: the box is the canvas"
@@ -32,6 +35,8 @@ def inert(config: PretrainConfig) -> Iterator[tuple[str, str]]:
     if "level" not in config.loss_weights and not config.loss.custom:
         yield "loss.levels", "the level loss is off"
         yield "loss.level_weights", "the level loss is off"
+    if not stage:
+        yield "loss.stage_levels", "the stage loss is off"
     if config.loss.form != "cosine":
         yield "loss.predictor_hidden", "loss.form is not cosine"
     if config.loss.negatives == "batch":

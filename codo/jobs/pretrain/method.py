@@ -24,6 +24,7 @@ from codo.losses import (
     KeyQueue,
     LevelLoss,
     Loss,
+    StageLoss,
 )
 from codo.model import AlignedEncoder, MomentumEncoder, StageEncoder, build_encoder, synchronise_bn
 from codo.parts import Parts, make
@@ -31,7 +32,12 @@ from codo.runs.seed import integer_seed, torch_generator
 from codo.runs.sgd import FusedSGD
 from codo.runs.world import World
 
-INFO_NCE: dict[str, type[InfoNCELoss]] = {"image": ImageLoss, "instance": InstanceLoss, "level": LevelLoss}
+INFO_NCE: dict[str, type[InfoNCELoss]] = {
+    "image": ImageLoss,
+    "instance": InstanceLoss,
+    "level": LevelLoss,
+    "stage": StageLoss,
+}
 
 
 class Method(nn.Module):
@@ -86,7 +92,9 @@ class Method(nn.Module):
         if config.alignment:
             every_level = "instance" in embeds or ("level" in embeds and whole)
         else:
-            every_level = bool({"image", "dense"} & embeds) or LEVELS[-1] in config.loss.levels
+            pooled = {"level": config.loss.levels, "stage": config.loss.stage_levels}
+            deepest = any(name in embeds and LEVELS[-1] in levels for name, levels in pooled.items())
+            every_level = deepest or bool({"image", "dense"} & embeds)
         plain = not (parts.names().keys() - {"losses"}) and not (config.model.projector or config.model.box_head)
         self.all_used = every_level and plain and ":" not in config.model.backbone
         self.losses = nn.ModuleDict(losses | {name: loss for name, (loss, _) in own.items()})
@@ -166,6 +174,7 @@ def encoder_of(config: PretrainConfig, parts: Parts, embeds: set[str]) -> Aligne
         embedding=model.embedding,
         pool=RoIPool(model.roi_sampling_ratio, model.roi_aligned),
         canonical_size=config.roi_canonical_size,
+        stage_levels=config.loss.stage_levels,
     )
 
 
@@ -177,8 +186,9 @@ def _losses(config: PretrainConfig) -> Iterator[tuple[str, Loss]]:
     def queues(count: int) -> list[KeyQueue]:
         return [] if loss.negatives == "batch" else [KeyQueue(loss.queue_size, width, start) for _ in range(count)]
 
+    each = {"level": config.level_weights, "stage": (1.0,) * len(loss.stage_levels)}
     for name in config.loss_weights:
-        weights = config.level_weights if name == "level" else (1.0,)
+        weights = each.get(name, (1.0,))
         if name == "box":
             yield name, BoxLoss()
         elif name == "dense":

@@ -72,13 +72,15 @@ def embed(
             found[name] = pooled.mean((2, 3))
     if "canvas" in wanted:
         found["canvas"] = stages[-1].mean((2, 3))[owners]
-    if (_projects_boxes(encoder) and {"box_head", "embedding"} & set(wanted)) or "box_head" in wanted:
+    if (_uses_box_head(encoder) and {"box_head", "embedding"} & set(wanted)) or "box_head" in wanted:
         assert isinstance(encoder, AlignedEncoder)
         pyramid = list(encoder.backbone.pyramid(stages).values())
         pooled = encoder.pool_assigned(pyramid, boxes.expand(len(LEVELS), *boxes.shape), owners)
         found["box_head"] = encoder.box_head(pooled)
-        if _projects_boxes(encoder):
+        if _uses_box_head(encoder):
             found["embedding"] = encoder.projector(found["box_head"])
+    if "embedding" in wanted and "embedding" not in found and encoder.box_stages is not None:
+        found["embedding"] = encoder.box_stages(stages, boxes.expand(len(LEVELS), *boxes.shape), owners)[-1]
     if "embedding" in wanted and "embedding" not in found:
         projector = _canvas_projector(encoder)
         assert projector is not None
@@ -87,7 +89,12 @@ def embed(
 
 
 def _projects_boxes(encoder: Encoder) -> bool:
-    """Tell whether the loss sees boxes: then its projector is trained on them."""
+    """Tell whether a loss sees boxes: then its projector is trained on them."""
+    return _uses_box_head(encoder) or encoder.box_stages is not None
+
+
+def _uses_box_head(encoder: Encoder) -> bool:
+    """Tell whether a loss sees boxes through the box head."""
     return isinstance(encoder, AlignedEncoder) and bool({"instance", "level"} & encoder.embeds)
 
 

@@ -60,6 +60,14 @@ def test_one_at_a_time(tmp_path):
     assert {row.pretrain.run.threads for row in found.rows} == {transfer.run.threads} == {1}
 
 
+def test_where_the_stage_loss_pools_the_box_what_shapes_it_is_an_axis(tmp_path):
+    body = (
+        "axes:\n  stage: {alignment: false, loss.stage: 1}\n  which: {loss.stage_levels: [4, 5]}\n"
+        "  jitter: {jitter.ratio: 0.3}\n  pool: {model.roi_aligned: true}\n"
+    )
+    assert [row.name for row in grid(tmp_path, "ladder", body).rows][-4:] == ["stage", "which", "jitter", "pool"]
+
+
 def test_ladder_adds_up(tmp_path):
     body = "axes:\n  + a: {loss.image: 0.5}\n  + b: {jitter: {ratio: 0.3}, paste.source: self}\nbase_row: start\n"
     found = grid(tmp_path, "ladder", body)
@@ -178,6 +186,17 @@ def test_equal_epochs(base, views, epochs):
             "ladder",
             "axes:\n  a: {background: false}\n  b: {paste.warmup_epochs: 2}\n",
             ":9: axes.b: changes nothing against 'a': background is off",
+        ),
+        ("one_at_a_time", "axes:\n  s: {loss.stage_levels: [4]}\n", "the stage loss is off"),
+        (
+            "ladder",
+            "axes:\n  a: {alignment: false}\n  b: {jitter.ratio: 0.3}\n",
+            ":9: axes.b: changes nothing against 'a': alignment is off: no box is pooled",
+        ),
+        (
+            "ladder",
+            "axes:\n  a: {alignment: false, loss.stage: 1}\n  b: {model.roi_canonical_size: 50}\n",
+            ":9: axes.b: changes nothing against 'a': alignment is off: no box is assigned a level",
         ),
         ("one_at_a_time", "axes:\n  crop: {crop.area: [0.5, 1.0]}\n", "background is on: views are pasted"),
         ("one_at_a_time", "axes:\n  a: {views: 2}\n  b: {views: 2}\n", ":9: axes.b: the rows 'a' and 'b' resolve to"),

@@ -63,8 +63,10 @@ def written(tmp_path, tiny):
         {"model.bn_groups": 4, "optim.accumulate": 2, "optim.clip_norm": 1.0},
         {"model.bn_groups": 2, "mosaic": 2},
         {"model.bn_groups": 1, "loss.form": "cosine", "loss.symmetric": True, "hierarchy": False},
+        # Of the backbone C4 and C5 take no part.
+        {"alignment": False, "hierarchy": False, "loss.image": 0, "loss.stage": 1, "loss.stage_levels": [3]},
     ],
-    ids=["groups", "sync_bn", "accumulated", "mosaic", "cosine"],
+    ids=["groups", "sync_bn", "accumulated", "mosaic", "cosine", "stage"],
 )
 def test_two_processes_with_half_the_batch_each_compute_what_one_computes(tmp_path, written, fields):
     config = written(**fields)
