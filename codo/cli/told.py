@@ -12,7 +12,7 @@ FRESH = ("missing", "reshaped", "left_out")
 
 def print_training(protocol: str, training: dict[str, Any]) -> None:
     """Say what is trained, what is frozen and how its norms behave, how long, and at which learning rates."""
-    from codo.runs.console import console
+    from codo.runs.console import console, warn
 
     lines = [f"protocol: {protocol}; norm {training['norm']}"]
     if training["frozen"]:
@@ -33,6 +33,11 @@ def print_training(protocol: str, training: dict[str, Any]) -> None:
         f"a tenth after {falls}; evaluation every {training['evaluation_every']} steps"
     )
     console.print("\n".join(lines), markup=False)
+    if 2 * training["warmup_steps"] > training["steps"]:
+        warn(
+            f"optim.warmup_iterations: {training['warmup_steps']} of {training['steps']} steps are warm-up; little is "
+            f"trained at the full lr. A tenth of the schedule would be usual: {max(1, training['steps'] // 10)}"
+        )
 
 
 def warn_of_fresh(loaded: dict[str, Any], training: dict[str, Any]) -> None:

@@ -57,6 +57,14 @@ def test_a_dry_run_trains_and_writes_nothing(
     assert "encoder's pyramid levels P2-P5" in printed
 
 
+def test_a_schedule_that_is_mostly_warm_up_is_warned_of(coco_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for warmup, warned in ((4, True), (3, False)):
+        steps = ["--epochs", "3", "--set", f"optim.warmup_iterations={warmup}"]  # 6 steps
+        assert codo("--data", coco_root, "--weights", "none", "--dry-run", *steps, *TINY) == 0
+        out, err = capsys.readouterr()
+        assert (f"{warmup} of 6 steps are warm-up" in " ".join((out + err).split())) is warned
+
+
 def test_a_probe_of_random_parts_is_warned_of_and_recorded(
     coco_root: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
