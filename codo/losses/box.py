@@ -42,8 +42,8 @@ def box_offsets(exact: Tensor, boxes: Tensor) -> Tensor:
 class BoxLoss(Loss):
     """A detector's box regression without labels: from the features of a jittered box to the box of the patch.
 
-    Contrast alone teaches the box head that boxes near each other are the same; a detector then has to learn anew to
-    tell them apart. This keeps both.
+    Meant to keep what contrast of jittered boxes may make the box head forget: where the box lies. That it does was not
+    seen in the one trial made (experiments/results/exploration.md).
 
     Source:
         Ours. The loss is Faster R-CNN's, of one class.
