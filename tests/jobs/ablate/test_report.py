@@ -137,6 +137,7 @@ def test_the_page_says_what_the_numbers_say(written, page):
         "68 of 70 cells done",
         "absent.png is not there",
         "broken.png cannot be read",
+        "Do the probes tell AP?",
     ):
         assert said in page.text, said
     assert "background: false" in page.text

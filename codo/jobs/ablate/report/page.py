@@ -19,7 +19,7 @@ from codo.errors import CodoError
 from codo.jobs.ablate.analysis import Analysis
 from codo.jobs.ablate.report import words
 from codo.jobs.ablate.report.figures import SECTIONS, Picture, error_counts, error_means
-from codo.jobs.ablate.report.probes import probe_tables
+from codo.jobs.ablate.report.probes import predictions, probe_tables
 from codo.jobs.ablate.report.tables import metric_rows
 from codo.jobs.ablate.results import Cell, Results
 from codo.jobs.ablate.statistics import Comparison, spread
@@ -53,6 +53,8 @@ def render(folder: Path, results: Results, analyses: Sequence[Analysis], picture
             errors=[error_means(results, a.protocol) for a in analyses],
             error_counts=[error_counts(results, a.protocol) for a in analyses],
             probes=probe_tables(results),
+            predictions=predictions(results),
+            how_to_predict=words.PREDICTION,
             samples=[(row, _sample(folder, file)) for row, file in results.samples.items()],
             failures=[c for c in results.cells if c.status == "failed"],
             probe_failures=words.probe_failures(results),

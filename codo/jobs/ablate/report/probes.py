@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from codo.jobs.ablate.prediction import rank_correlation
 from codo.jobs.ablate.report import words
 from codo.jobs.ablate.results import Cell, Results
 from codo.jobs.ablate.statistics import spread
@@ -78,4 +79,19 @@ def probe_tables(results: Results) -> dict[str, list[ProbeLine]]:
             values = {row: words.with_count(s, 3) for row, s in found.items()}
             line = ProbeLine(short, words.number(chance, 3) if chance is not None else "", values)
             tables.setdefault(place if slash else COMMON, []).append(line)
+    return tables
+
+
+def predictions(results: Results) -> dict[str, dict[str, str]]:
+    """Write out how the drawn probes rank the rows, beside the metric: protocol -> probe -> correlation and interval.
+
+    Protocols with too few rows are left out.
+    """
+    tables: dict[str, dict[str, str]] = {}
+    for protocol in results.protocols:
+        for probe in drawn_probes(results):
+            c = rank_correlation(results, protocol, probe)
+            if c.value is not None:
+                text = f"{words.signed(c.value)} {words.interval(c.low, c.high)}".strip()
+                tables.setdefault(protocol, {})[probe.removeprefix(PROBE)] = f"{text}, {c.rows} rows"
     return tables

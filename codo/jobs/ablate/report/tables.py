@@ -8,9 +8,11 @@ import re
 from typing import TYPE_CHECKING
 
 from codo.jobs.ablate.analysis import Analysis
+from codo.jobs.ablate.report.probes import predictions
 from codo.jobs.ablate.report.words import (
     HOW_TO_READ,
     MARKS,
+    PREDICTION,
     design_note,
     difference,
     families,
@@ -79,6 +81,15 @@ def markdown(results: Results, analyses: list[Analysis]) -> str:
             text += ["", f"{_md(heading)}:", ""]
             text += [f"- {_md(_named(c))}: {_md(sentence(c, m))}" for c in family]
         text.append("")
+    for protocol, found in predictions(results).items():
+        text += [
+            f"## Do the probes tell {_md(m)}? {_md(protocol)}",
+            "",
+            "| probe | rank correlation [95%] |",
+            "|---|---:|",
+        ]
+        text += [f"| {_md(probe)} | {_md(value)} |" for probe, value in found.items()]
+        text += ["", _md(PREDICTION.format(metric=m)), ""]
     text += [f"- {_md(line)}" for line in HOW_TO_READ]
     return "\n".join(text) + "\n"
 

@@ -58,6 +58,13 @@ HOW_TO_READ = (
 )
 """What every form of the report explains."""
 
+PREDICTION = (
+    "Spearman's rank correlation across rows, of each row's mean probe and mean {metric} over its seeds: +1 where the "
+    "probe puts the rows in the order that {metric} does, −1 in the opposite one. The interval (Bonett and Wright) "
+    "would hold for rows drawn at random, and these were chosen; of many probes, one is high by luck."
+)
+"""How to read the correlations of probes and metric."""
+
 
 def number(value: float | None, digits: int = 2) -> str:
     """Write a number with a proper minus.
