@@ -42,8 +42,9 @@ from codo.config.load import load_pretrain_config
 from codo.config.pretrain import PretrainConfig
 from codo.jobs.bench.machine import machine, peaks
 from codo.jobs.bench.timing import Times, in_turns
-from codo.jobs.pretrain.loop import Schedule, Trainer
+from codo.jobs.pretrain.loop import Trainer
 from codo.jobs.pretrain.method import Method
+from codo.jobs.pretrain.schedule import Schedule
 from codo.runs.hardware import (
     Hardware,
     available_cores,

@@ -17,7 +17,8 @@ from codo.augment import Views, finish_views, mosaic
 from codo.backbones import LEVELS
 from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
-from codo.jobs.pretrain.method import Method, build_optimizer, scaled_lr
+from codo.jobs.pretrain.method import Method, build_optimizer
+from codo.jobs.pretrain.schedule import Schedule
 from codo.losses import Contrast, Embeddings
 from codo.losses.embeddings import GIVEN
 from codo.model import gather
@@ -274,44 +275,6 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """What changes from step to step.
-
-    Attributes:
-        config: of the pretraining.
-        per_epoch: steps of an epoch.
-    """
-
-    config: PretrainConfig
-    per_epoch: int
-
-    @property
-    def steps(self) -> int:
-        """Count the steps of the run."""
-        return self.per_epoch * self.config.optim.epochs
-
-    def lr(self, step: int) -> float:
-        """Compute the learning rate of a step: a linear warm-up from 0, then a cosine to 0."""
-        optim, base = self.config.optim, scaled_lr(self.config)
-        warmup = round(optim.warmup_epochs * self.per_epoch)
-        if step < warmup:
-            return base * step / warmup
-        if optim.schedule == "epoch":
-            step = max(warmup, step // self.per_epoch * self.per_epoch)
-        return cosine(base, 0.0, (step - warmup) / (self.steps - warmup))
-
-    def key_momentum(self, step: int) -> float:
-        """Compute m of a step."""
-        start, end = self.config.model.key_momentum, self.config.model.key_momentum_end
-        return start if end is None else cosine(start, end, step / self.steps)
-
-
-def cosine(start: float, end: float, share: float) -> float:
-    """Go from `start` to `end` along half a cosine; `share` in [0, 1] of the way."""
-    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))
 
 
 @contextmanager

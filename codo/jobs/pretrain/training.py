@@ -21,10 +21,11 @@ from codo.config.pretrain import PretrainConfig
 from codo.config.sections import ArchitectureSection
 from codo.errors import CodoError, Interrupted
 from codo.jobs.pretrain.build import Sources, check_enough
-from codo.jobs.pretrain.loop import NotFiniteError, Schedule, StepResult, Trainer
+from codo.jobs.pretrain.loop import NotFiniteError, StepResult, Trainer
 from codo.jobs.pretrain.method import Method
 from codo.jobs.pretrain.probing import EpochProbe
 from codo.jobs.pretrain.samples import Sample, SampleDataset, StepSampler, sample_loader
+from codo.jobs.pretrain.schedule import Schedule
 from codo.jobs.pretrain.watch import Clock, Collapse, Shortcut, collapse_measures
 from codo.parts import Parts
 from codo.runs.checkpoint import save_checkpoint

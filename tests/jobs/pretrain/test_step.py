@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from codo.jobs.pretrain.build import build_dataset, find_sources
-from codo.jobs.pretrain.loop import Schedule, StepResult, level_boxes
+from codo.jobs.pretrain.loop import StepResult, level_boxes
+from codo.jobs.pretrain.schedule import Schedule
 from codo.jobs.pretrain.training import Run
 from codo.jobs.pretrain.watch import Shortcut
 
