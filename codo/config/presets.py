@@ -155,7 +155,9 @@ PRETRAIN_PRESETS |= {short: PRETRAIN_PRESETS[name] for short, name in ALIASES.it
 """Preset -> nested fields of PretrainConfig."""
 
 TRANSFER_PRESETS: dict[str, dict[str, Any]] = {
-    # Two cores. lr: from scratch on `cards`, 168 px, one seed, 2 of 6 epochs: AP 1.8 at .03, 7.7 at .08, 3.2 at .24
+    # Two cores. lr: from scratch on `cards`, 168 px, one seed, 2 of 6 epochs: AP 1.8 at .03, 7.7 at .08, 3.2 at .24.
+    # Warm-up: fits the few hundred steps of such a run. From scratch on `bccd_320`, 156 steps, one seed: AP 28.7 after
+    # 100 steps of it, 32.5 after 20 (experiments/results/exploration.md)
     "small": {
         "architecture": SMALL_ARCHITECTURE,
         "detection": {
@@ -167,7 +169,7 @@ TRANSFER_PRESETS: dict[str, dict[str, Any]] = {
             "rpn_post_nms_test": 300,
             "roi_batch_size": 48,
         },
-        "optim": {"epochs": 12, "batch_size": 4, "lr": 0.08, "warmup_iterations": 100},
+        "optim": {"epochs": 12, "batch_size": 4, "lr": 0.08, "warmup_iterations": 20},
     },
     # Full scale, method.md section 5: every default (ResNet-50, 640-800 px, batch 16, 90,000 iterations).
     "1x": {"norm": "sync_bn"},
