@@ -87,7 +87,7 @@ def made_up_views(config: PretrainConfig) -> Views:
         torch.zeros(batch, views, dtype=torch.bool),
     )
     images = torch.randint(0, 256, (batch, views, side, side, 3), dtype=torch.uint8, generator=draw)
-    return Views(images, boxes, boxes, colour)
+    return Views(images, boxes, boxes, boxes, colour)
 
 
 def finished(views: Views) -> tuple[list[Tensor], list[Tensor]]:

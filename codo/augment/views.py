@@ -45,12 +45,15 @@ class Views(NamedTuple):
         images: `(V + 1, S, S, 3)` uint8 RGB, before colour and flip.
         exact_boxes: `(V + 1, 4)` float32 xyxy in pixels, **as after the flip**.
         boxes: `(V + 1, 4)`, jittered, as after the flip; the key's is used where it takes a query's place.
+        sources: `(V + 1, 4)` float32 xyxy in pixels of the foreground, the part that fills the exact box; x0 > x1 where
+            the flip has mirrored it.
         colour: parameters of V + 1 views; `finish_views` applies them.
     """
 
     images: Tensor
     exact_boxes: Tensor
     boxes: Tensor
+    sources: Tensor
     colour: ColourParameters
 
 
@@ -71,9 +74,9 @@ class PasteView:
 
     Example:
         >>> view = PasteView(96, lambda rng: np.zeros((96, 96, 3), np.uint8))
-        >>> image, box = view(np.random.default_rng(0), np.full((120, 80, 3), 255, np.uint8))
-        >>> image.shape, box.shape
-        ((96, 96, 3), (4,))
+        >>> image, box, source = view(np.random.default_rng(0), np.full((120, 80, 3), 255, np.uint8))
+        >>> image.shape, box.shape, source.shape
+        ((96, 96, 3), (4,), (4,))
     """
 
     canvas: int
@@ -85,13 +88,17 @@ class PasteView:
 
     def __call__(
         self, rng: np.random.Generator, foreground: np.ndarray, out: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Make the view of `foreground` `(H, W, 3)` uint8, in `out` if given: `(S, S, 3)` uint8, and the box `(4,)`."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Make the view of `foreground` `(H, W, 3)` uint8, in `out` if given.
+
+        Returns:
+            The view `(S, S, 3)` uint8, the box of the patch `(4,)`, and what of the foreground it shows `(4,)`.
+        """
         height, width, _ = foreground.shape
-        x0, y0, x1, y1 = random_crop(rng, width, height, self.crop_area, self.crop_aspect)
+        crop = x0, y0, x1, y1 = random_crop(rng, width, height, self.crop_area, self.crop_aspect)
         patch_width, patch_height = patch_size(rng, x1 - x0, y1 - y0, self.canvas, self.patch_side)
-        patch = resize(foreground, patch_width, patch_height, box=(x0, y0, x1, y1))
-        return paste(rng, self.background(rng), patch, out, self.soft_edge)
+        patch = resize(foreground, patch_width, patch_height, box=crop)
+        return *paste(rng, self.background(rng), patch, out, self.soft_edge), np.array(crop, np.float32)
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,7 @@ class CropView:
         MoCo v2.
 
     Example:
-        >>> image, box = CropView(64)(np.random.default_rng(0), np.zeros((120, 80, 3), np.uint8))
+        >>> image, box, source = CropView(64)(np.random.default_rng(0), np.zeros((120, 80, 3), np.uint8))
         >>> image.shape, box.tolist()
         ((64, 64, 3), [0.0, 0.0, 64.0, 64.0])
     """
@@ -118,14 +125,18 @@ class CropView:
 
     def __call__(
         self, rng: np.random.Generator, foreground: np.ndarray, out: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Make the view of `foreground` `(H, W, 3)` uint8, in `out` if given: `(S, S, 3)` uint8, the canvas as box."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Make the view of `foreground` `(H, W, 3)` uint8, in `out` if given.
+
+        Returns:
+            The view `(S, S, 3)` uint8, the canvas as box `(4,)`, and what of the foreground it shows `(4,)`.
+        """
         height, width, _ = foreground.shape
         crop = random_crop(rng, width, height, self.area, self.aspect)
         image = resize(foreground, self.canvas, self.canvas, box=crop)
         if out is not None:
             out[...], image = image, out
-        return image, np.array([0, 0, self.canvas, self.canvas], np.float32)
+        return image, np.array([0, 0, self.canvas, self.canvas], np.float32), np.array(crop, np.float32)
 
 
 @dataclass(frozen=True)
@@ -212,19 +223,21 @@ class ViewSampler:
         streams = [rng(number) for number in (*range(1, count), 0)]
         colour = self.colour.draw([tint for _, tint in streams])
         images = np.empty((count, side, side, 3), np.uint8)
-        exact, jittered = np.empty((2, count, 4), np.float32)
+        exact, jittered, sources = np.empty((3, count, 4), np.float32)
         for i, ((geometry, _), flip) in enumerate(zip(streams, colour.flip.tolist(), strict=True)):
             view = self.view.choose(geometry, epoch) if isinstance(self.view, MixedView) else self.view
-            image, box = view(geometry, foreground, images[i])
+            image, box, (u0, v0, u1, v1) = view(geometry, foreground, images[i])
             for augment in self.augmenters:
                 image, box = self.check(augment, *augment(geometry, image, box, self.foregrounds))
             if self.augmenters:
                 images[i] = image
             x0, y0, x1, y1 = box.tolist()
             exact[i] = (side - x1, y0, side - x0, y1) if flip else (x0, y0, x1, y1)
+            sources[i] = (u1, v0, u0, v1) if flip else (u0, v0, u1, v1)
             jitters = self.jitter_crops or isinstance(view, PasteView)
             jittered[i] = self.jitter(geometry, exact[i].copy(), side) if jitters else exact[i]
-        return Views(torch.from_numpy(images), torch.from_numpy(exact), torch.from_numpy(jittered), colour)
+        pixels, *boxes = (torch.from_numpy(array) for array in (images, exact, jittered, sources))
+        return Views(pixels, boxes[0], boxes[1], boxes[2], colour)
 
     def check(self, augment: Augmenter, image: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Refuse what is no view.

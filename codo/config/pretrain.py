@@ -143,6 +143,9 @@ class LossSection(Section):
     """Every cell of the last stage with the cell of the key that resembles it most (DenseCL)."""
     box: Weight = sourced(0.0, "ours")
     """A detector's box regression: from the features of the jittered box to the patch's box."""
+    cell: Weight = sourced(0.0, "ours")
+    """Every cell of the pooled box, behind the box head's convolutions, with the part of the key's box that shows the
+    same: meant to keep where things are. Needs alignment."""
     stage: Weight = sourced(0.0, "ours")
     """The box from backbone stages directly, before the pyramid: deep supervision of the backbone, also without
     alignment. A stage C_k pools the box of its level P_k, jittered or exact."""
@@ -155,7 +158,7 @@ class LossSection(Section):
     stage_levels: tuple[Level, ...] = sourced((5,), "ours")
     """The k of the stages C_k of the stage loss, each with a projector and a queue of its own; weights all 1."""
     form: Literal["info_nce", "cosine"] = sourced("info_nce", "MoCo v2 / InsLoc")
-    """`cosine`: BYOL's, a predictor on the query and no negatives; of all losses but dense and box."""
+    """`cosine`: BYOL's, a predictor on the query and no negatives; of all losses but dense, box and cell."""
     symmetric: bool = sourced(False, "MoCo v2 / InsLoc")
     """Also contrast the key view, as a query, with each query view as its key (BYOL, SoCo)."""
     predictor_hidden: int = sourced(4096, "BYOL, from memory of the paper", ge=1)
@@ -258,7 +261,7 @@ class PretrainConfig(Section):
         }
         weights = {name: getattr(self.loss, name) for name in follows}
         resolved = {name: float(on) if weights[name] is None else weights[name] for name, on in follows.items()}
-        resolved |= {"dense": self.loss.dense, "box": self.loss.box, "stage": self.loss.stage}
+        resolved |= {name: getattr(self.loss, name) for name in ("dense", "box", "stage", "cell")}
         return {name: weight for name, weight in resolved.items() if weight > 0}
 
     @property
@@ -312,8 +315,9 @@ class PretrainConfig(Section):
             raise ValueError("mosaic: needs alignment (boxes are pooled); set alignment=true, or leave it at 1")
         if self.mosaic > 1 and {"image", "dense"} & set(self.loss_weights):
             raise ValueError("mosaic: the image and dense losses see whole images of one sample; leave it at 1")
-        if self.loss.instance and not self.alignment:
-            raise ValueError("loss.instance: needs alignment (the box is pooled from the FPN); set alignment=true")
+        for name in ("instance", "cell"):
+            if getattr(self.loss, name) and not self.alignment:
+                raise ValueError(f"loss.{name}: needs alignment (the box is pooled from the FPN); set alignment=true")
         if self.loss.level and not self.hierarchy:
             raise ValueError("loss.level: hierarchy is off; set hierarchy=true, or leave loss.level unset")
         if self.loss.level == 0 and self.hierarchy and not self.loss.custom:

@@ -1,7 +1,8 @@
-"""What pulls and pushes: InfoNCE and its queue, the cosine, dense and box losses, and the base of a user's own."""
+"""What pulls and pushes: InfoNCE and its queue, cosine, dense, box and cell losses, and the base of a user's own."""
 
 from codo.losses.base import Contrast, Loss
 from codo.losses.box import BoxLoss, box_offsets
+from codo.losses.cell import CellLoss
 from codo.losses.cosine import CosineLoss
 from codo.losses.dense import DenseLoss
 from codo.losses.embeddings import EMBEDS, Embeddings
@@ -11,6 +12,7 @@ from codo.losses.queue import KeyQueue
 __all__ = [
     "EMBEDS",
     "BoxLoss",
+    "CellLoss",
     "Contrast",
     "CosineLoss",
     "DenseLoss",

@@ -49,8 +49,8 @@ class Loss(nn.Module):
     sees the whole batch, however many processes or sub-batches compute the embeddings.
 
     Attributes:
-        embeds: what the encoder computes for it: `image`, `instance`, `level`, `dense`, `offsets` or `stage` (see
-            Embeddings).
+        embeds: what the encoder computes for it: `image`, `instance`, `level`, `dense`, `offsets`, `stage` or
+            `cell` (see Embeddings).
 
     Example:
         >>> class Distance(Loss):

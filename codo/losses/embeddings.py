@@ -23,6 +23,8 @@ class Embeddings(NamedTuple):
         boxes: `(P, B, 4)` xyxy in pixels, these boxes.
         exact_boxes: `(1, B, 4)`, the patch's; training adds it.
         stage: `(L, B, d)`, the box from backbone stages, before the pyramid.
+        cell: `(P g^2, B, d)`, the g x g cells of each of the boxes pooled, box after box.
+        sources: `(1, B, 4)`, what of the foreground the patch shows, see `codo.augment.Views`; training adds it.
 
     Example:
         >>> Embeddings(image=torch.zeros(4, 8)).take(torch.tensor([2, 0])).image.shape
@@ -38,6 +40,8 @@ class Embeddings(NamedTuple):
     boxes: Tensor | None = None
     exact_boxes: Tensor | None = None
     stage: Tensor | None = None
+    cell: Tensor | None = None
+    sources: Tensor | None = None
 
     def take(self, rows: Tensor) -> Embeddings:
         """Take the samples `rows` `(B,)`, in that order."""
@@ -51,8 +55,8 @@ class Embeddings(NamedTuple):
         )
 
 
-GIVEN = ("dense_features", "boxes", "exact_boxes")
+GIVEN = ("dense_features", "boxes", "exact_boxes", "sources")
 """What of Embeddings takes no gradient."""
 
-EMBEDS: tuple[str, ...] = ("image", "instance", "level", "dense", "offsets", "stage")
+EMBEDS: tuple[str, ...] = ("image", "instance", "level", "dense", "offsets", "stage", "cell")
 """What a loss can ask an encoder for."""

@@ -81,11 +81,13 @@ class AlignedEncoder(nn.Module):
         projector: `(R, fc) -> (R, d)`, shared by all levels.
         pool: RoIAlign.
         canvas: for the image and dense embeddings.
-        embeds: which of `image`, `instance`, `level`, `dense`, `offsets`, `stage` to compute.
+        embeds: which of `image`, `instance`, `level`, `dense`, `offsets`, `stage`, `cell` to compute.
         levels: the k of the levels P_k that the level embedding pools.
         canonical_size: side in pixels of the box that belongs to P4, for the instance embedding.
         offsets: `(R, fc) -> (R, 4)`, of every box that is pooled (of the assigned level where none is), or None.
         box_stages: for the stage embedding.
+        cell: `(N, C) -> (N, d)`, of each cell behind the convolutions of the box head, of every box that is pooled (of
+            the assigned level where none is), or None.
 
     Example:
         >>> encoder = build_encoder(Backbone("resnet10t", 16), embeds=("level",), embedding=8)
@@ -106,10 +108,11 @@ class AlignedEncoder(nn.Module):
         canonical_size: float = 224.0,
         offsets: nn.Module | None = None,
         box_stages: BoxProjectors | None = None,
+        cell: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.box_head, self.projector, self.pool = backbone, head, projector, pool
-        self.canvas, self.offsets, self.box_stages = canvas, offsets, box_stages
+        self.canvas, self.offsets, self.box_stages, self.cell = canvas, offsets, box_stages, cell
         self.embeds, self.levels, self.canonical_size = frozenset(embeds), tuple(levels), canonical_size
 
     def forward(self, images: Tensor, boxes: Tensor, groups: int = 1) -> Embeddings:
@@ -128,14 +131,20 @@ class AlignedEncoder(nn.Module):
         stages = self.backbone.stages(images)
         pyramid, pooled = list(self.backbone.pyramid(stages).values()), []
         if "level" in self.embeds:
-            rows = [LEVELS.index(k) for k in self.levels]
-            pooled += [self.pool(pyramid[row], boxes[row], STRIDES[row]) for row in rows]
-        if "instance" in self.embeds or (self.offsets is not None and not pooled):
+            numbers = [LEVELS.index(k) for k in self.levels]
+            pooled += [self.pool(pyramid[n], boxes[n], STRIDES[n]) for n in numbers]
+        if "instance" in self.embeds or ({"offsets", "cell"} & self.embeds and not pooled):
             pooled.append(self.pool_assigned(pyramid, boxes))
         found = self.canvas(stages[-1], groups)
         if pooled:
             # One pass for all: the head's BN sees every level.
-            features = self.box_head(by_group(pooled, groups))
+            features = by_group(pooled, groups)
+            if self.cell is None:
+                features = self.box_head(features)
+            else:
+                features, maps = _head_and_cells(self.box_head, features)
+                cells = self.cell(maps.permute(0, 2, 3, 1).flatten(0, 2)).float().unflatten(0, (len(maps), -1))
+                found["cell"] = by_map(cells, len(pooled), groups).transpose(1, 2).flatten(0, 1)
             if {"instance", "level"} & self.embeds:
                 embedded = by_map(self.projector(features).float(), len(pooled), groups)
                 if "instance" in self.embeds:
@@ -144,6 +153,7 @@ class AlignedEncoder(nn.Module):
                     found["level"] = embedded[: len(self.levels)]
             if self.offsets is not None:
                 found["offsets"] = by_map(self.offsets(features).float(), len(pooled), groups)
+            if {"offsets", "cell"} & self.embeds:
                 found["boxes"] = self._pooled_boxes(boxes)
         if self.box_stages is not None:
             found["stage"] = self.box_stages(stages, boxes)
@@ -173,6 +183,30 @@ class AlignedEncoder(nn.Module):
             chosen = (assigned == level).nonzero()[:, 0]
             pooled = pooled.index_copy(0, chosen, self.pool(pyramid[row], boxes[row, chosen], stride, images[chosen]))
         return pooled
+
+
+def _head_and_cells(head: nn.Module, pooled: Tensor) -> tuple[Tensor, Tensor]:
+    """Pass pooled boxes through a box head: its output `(R, fc)`, and the cells that it flattens `(R, C, 7, 7)`."""
+    assert isinstance(head, nn.Sequential)
+    cells = pooled
+    for part in head:
+        if isinstance(part, nn.Flatten):
+            cells = pooled
+        pooled = part(pooled)
+    return pooled, cells
+
+
+def _cell_channels(head: nn.Module, channels: int) -> int:
+    """Count the channels of the cells that a box head flattens; those of a pooled box are `channels`.
+
+    Raises:
+        CodoError: it flattens none.
+    """
+    for part in head if isinstance(head, nn.Sequential) else ():
+        if isinstance(part, nn.Flatten):
+            return channels
+        channels = next((m.out_channels for m in part.modules() if isinstance(m, nn.Conv2d)), channels)
+    raise CodoError("loss.cell: needs a box head that is a Sequential with an nn.Flatten, as codo's own is")
 
 
 class StageEncoder(nn.Module):
@@ -233,7 +267,7 @@ def build_encoder(
 
     Args:
         backbone: with or without pyramid.
-        embeds: which of `image`, `instance`, `level`, `dense`, `offsets`, `stage` to compute.
+        embeds: which of `image`, `instance`, `level`, `dense`, `offsets`, `stage`, `cell` to compute.
         levels: the k of the levels or stages that the level embedding has.
         make_box_head: makes the box head.
         box_head_fc: its width.
@@ -265,13 +299,18 @@ def build_encoder(
         stage_projector(LEVELS[-1]) if "dense" in embeds else None,
     )
     if backbone.fpn is None:
-        if {"instance", "offsets"} & set(embeds):
+        if {"instance", "offsets", "cell"} & set(embeds):
             raise CodoError("a loss looks at the box, which needs alignment (it is pooled from the FPN)")
         whole = {k: stage_projector(k) for k in levels} if "level" in embeds else {}
         return StageEncoder(backbone, whole, canvas, box_projectors())
     head = make_box_head(backbone.out_channels, box_head_fc)
     projector = make_projector(box_head_fc, projector_hidden, embedding)
     offsets = nn.Linear(box_head_fc, 4) if "offsets" in embeds else None
+    stages = box_projectors()
+    cell = None
+    if "cell" in embeds:
+        channels = _cell_channels(head, backbone.out_channels)
+        cell = make_projector(channels, channels, embedding)
     return AlignedEncoder(
-        backbone, head, projector, pooling, canvas, embeds, levels, canonical_size, offsets, box_projectors()
+        backbone, head, projector, pooling, canvas, embeds, levels, canonical_size, offsets, stages, cell
     )

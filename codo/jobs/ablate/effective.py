@@ -42,7 +42,7 @@ def inert(config: PretrainConfig) -> Iterator[tuple[str, str]]:
     if config.loss.negatives == "batch":
         yield "loss.queue_size", "loss.negatives is batch: there is no queue"
     if config.loss.form == "cosine" and not config.loss.dense:
-        for name in ("temperature", "negatives", "queue_size"):
+        for name in ("negatives", "queue_size", *(() if config.loss.cell else ("temperature",))):
             yield f"loss.{name}", "loss.form is cosine: there are no negatives"
 
 

@@ -71,12 +71,14 @@ class View(NamedTuple):
         images: `(B / m^2, 3, m S, m S)`, normalised.
         exact: `(4, B, 4)`, the boxes for P2-P5, image after image.
         jittered: likewise.
+        sources: `(1, B, 4)`, what of the foreground the exact boxes show, see `codo.augment.Views`.
         rows: `(B,)`, where each sample is among the boxes; None where they are in the samples' order.
     """
 
     images: Tensor
     exact: Tensor
     jittered: Tensor
+    sources: Tensor
     rows: Tensor | None
 
 
@@ -164,16 +166,18 @@ class Trainer:
         raw = views.images.to(device, non_blocking=True).transpose(0, 1).flatten(0, 1)
         colour = type(views.colour)(*(c.transpose(0, 1).flatten(0, 1) for c in views.colour.to(device)))
         images = finish_views(raw, colour, exact=self.config.colour.exact).chunk(count)
-        exact, jittered = (boxes.to(device, non_blocking=True).unbind(1) for boxes in (views.exact_boxes, views.boxes))
+        exact, jittered, sources = (
+            boxes.to(device, non_blocking=True).unbind(1) for boxes in (views.exact_boxes, views.boxes, views.sources)
+        )
         levels, side = self.method.jitter_levels, self.config.mosaic
         found = []
-        for v, (image, e, j) in enumerate(zip(images, exact, jittered, strict=True)):
+        for v, (image, e, j, source) in enumerate(zip(images, exact, jittered, sources, strict=True)):
             boxes, rows = torch.stack([level_boxes(e, e, levels), level_boxes(e, j, levels)]), None
             if side > 1:
                 order = self._layout(len(image), number, (v + 1) % count).to(device)
                 image, boxes = mosaic(image, boxes, order, side)
-                rows = order.argsort()
-            found.append(View(image, boxes[0], boxes[1], rows))
+                source, rows = source[order], order.argsort()
+            found.append(View(image, boxes[0], boxes[1], source[None], rows))
         return found
 
     def _layout(self, samples: int, number: int, view: int) -> Tensor:
@@ -189,6 +193,8 @@ class Trainer:
     def _keys(self, view: View, order: torch.Generator) -> Embeddings:
         """Embed a view of the whole batch with the key encoder."""
         keys = self.method.key_encoder(view.images, view.exact, order)
+        if keys.cell is not None:
+            keys = keys._replace(sources=self.world.gather(view.sources, 1))
         if view.rows is None:
             return keys
         return keys.take(self.world.gather(view.rows + self.world.rank * len(view.rows)))
@@ -238,7 +244,7 @@ class Trainer:
     def _compare(self, local: Embeddings, view: View, keys: list[Embeddings], views: int, result: StepResult) -> None:
         """Compute the losses of one query view and their gradients; note the figures in `result`."""
         if local.boxes is not None:
-            local = local._replace(exact_boxes=view.exact[:1])
+            local = local._replace(exact_boxes=view.exact[:1], sources=view.sources)
         query = gather(local if view.rows is None else local.take(view.rows), self.world)
         result.query = Embeddings(*(None if e is None else e.detach() for e in query))
         total, accuracies = torch.zeros((), device=self.hardware.device), []

@@ -16,6 +16,7 @@ from codo.heads import MLPProjector, RoIPool, box_head
 from codo.losses import (
     EMBEDS,
     BoxLoss,
+    CellLoss,
     CosineLoss,
     DenseLoss,
     ImageLoss,
@@ -191,6 +192,8 @@ def _losses(config: PretrainConfig) -> Iterator[tuple[str, Loss]]:
         weights = each.get(name, (1.0,))
         if name == "box":
             yield name, BoxLoss()
+        elif name == "cell":
+            yield name, CellLoss(temperature=loss.temperature)
         elif name == "dense":
             queue = next(iter(queues(1)), None)
             yield name, DenseLoss(queue, temperature=loss.temperature, negatives=loss.negatives)

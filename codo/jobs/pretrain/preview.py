@@ -54,7 +54,7 @@ class RecordingCrop(CropView):
 
     def __call__(
         self, rng: np.random.Generator, foreground: np.ndarray, out: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Make the view; see CropView."""
         self.drawn.append(None)
         return super().__call__(rng, foreground, out)

@@ -138,10 +138,10 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 def collate(samples: Sequence[Sample]) -> Sample:
     """Join samples; every tensor gets a leading dimension B, `skipped` is joined, `foreground` is a tensor `(B,)`."""
     views = [sample.views for sample in samples]
-    images, exact, boxes = (torch.stack(column) for column in list(zip(*views, strict=True))[:3])
+    images, exact, boxes, sources = (torch.stack(column) for column in list(zip(*views, strict=True))[:-1])
     colour = ColourParameters.stack([view.colour for view in views])
     return Sample(
-        Views(images, exact, boxes, colour),
+        Views(images, exact, boxes, sources, colour),
         torch.stack([sample.foreground for sample in samples]),
         [name for sample in samples for name in sample.skipped],
     )

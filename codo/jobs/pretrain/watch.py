@@ -66,10 +66,11 @@ def collapse_measures(embeddings: Embeddings) -> dict[str, float]:
         (0.0, 1.0)
     """
     found = [
-        _measure(F.normalize(rows.float(), dim=1))
+        _measure(F.normalize(row.float(), dim=1))
         for name in EMBEDS
         if name != "offsets" and getattr(embeddings, name) is not None
-        for rows in (stacked(embeddings, name) if name != "dense" else stacked(embeddings, name).mean(0, keepdim=True))
+        for rows in [stacked(embeddings, name)]
+        for row in (rows.mean(0, keepdim=True) if name in ("dense", "cell") else rows)
     ]
     if not found:  # the box loss alone
         return {}
