@@ -206,6 +206,7 @@ CHANGED = {
     "loss.dense": 1.0,
     "loss.box": 1.0,
     "loss.stage": 1.0,
+    "loss.cell": 1.0,
     "loss.stage_levels": [3, 5],
     "loss.form": "cosine",
     "loss.symmetric": True,
