@@ -188,8 +188,8 @@ def test_sub_batches_change_nothing(tiny):
     assert terms[0] == pytest.approx(terms[1], rel=1e-4)
 
 
-def test_in_a_mosaic_each_cell_keeps_its_own_sample(tiny):
-    """With the jitter off and every view the same crop of a foreground, a query's cells are its own key's."""
+def test_in_a_mosaic_sources_stay_with_their_samples(tiny):
+    """Laid out in a mosaic and taken back, what a patch shows is still that of its sample."""
     run = run_of(tiny(**{"loss.cell": 1, "mosaic": 2, "optim.batch_size": 8, "jitter.mode": "none"}))
     batch = next(run.batches(1))
     prepared = run.trainer._prepare(batch.views, 0)
