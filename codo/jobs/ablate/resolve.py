@@ -33,8 +33,8 @@ from codo.jobs.ablate.rows import (
 PRETRAINED = "pretrained"
 """Stands for the weights of the row's own pretraining, in a transfer's config."""
 
-BUDGETED = ("optim.epochs", "data.limit", "data.foregrounds", "data.backgrounds")
-"""Fields that say how many composites there are, or of what."""
+BUDGETED = ("optim.epochs", "data.limit", "data.foregrounds")
+"""Fields that say how many composites there are."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class _Base:
         """Resolve a row."""
         if plan.changes is None:
             return ResolvedRow(plan, None, self.pretrain, self._transfers(plan, [], self.pretrain))
-        own = [c for c in plan.changes if not c.field.startswith("transfer.")]
+        own = [self._absolute(c) for c in plan.changes if not c.field.startswith("transfer.")]
         config = self._pretrain(own, plan.keys)
         changes = {c.field: c.value for c in plan.changes}
         if self.file.budget == "composites":
@@ -145,6 +145,12 @@ class _Base:
                 changes["optim.epochs"] = epochs
                 config = self._pretrain([*own, Change("optim.epochs", epochs, plan.keys)], plan.keys)
         return ResolvedRow(plan, changes, config, self._transfers(plan, list(plan.changes), config))
+
+    def _absolute(self, change: Change) -> Change:
+        if change.field not in ("data.foregrounds", "data.backgrounds") or change.value is None:
+            return change
+        path = _path(change.value, change.keys, self.source)
+        return change if is_shards(change.value) else replace(change, value=str(path.absolute()))
 
     def _pretrain(self, changes: list[Change], keys: tuple[str | int, ...]) -> PretrainConfig:
         merged = {c.field: c for c in [*self.changes, *changes]}

@@ -130,6 +130,13 @@ def test_how_images_are_decoded_is_free_under_equal_composites(tmp_path):
     assert [row.pretrain.data.scaled_decode for row in found.rows] == [True, False]
 
 
+def test_a_row_may_have_backgrounds_of_its_own_under_equal_composites(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = grid(tmp_path, "one_at_a_time", "axes:\n  others: {data.backgrounds: others}\n")
+    assert [row.pretrain.data.backgrounds for row in found.rows][1] == str(tmp_path / "others")
+    assert found.rows[0].pretrain.optim.epochs == found.rows[1].pretrain.optim.epochs
+
+
 def test_the_crop_is_read_where_some_views_are_no_composites(tmp_path):
     found = grid(
         tmp_path,
@@ -211,6 +218,8 @@ def test_equal_epochs(base, views, epochs):
             ":9: reference: no row is called 'ful'; did you mean 'full'?",
         ),
         ("one_at_a_time", "axes:\n  long: {optim.epochs: 9}\n", ":8: axes.long.optim.epochs: optim.epochs is not free"),
+        ("one_at_a_time", "axes:\n  few: {data.limit: 9}\n", ":8: axes.few.data.limit: data.limit is not free"),
+        ("one_at_a_time", "axes:\n  b: {data.backgrounds: 3}\n", ":8: axes.b.data.backgrounds: a path is expected"),
         ("one_at_a_time", "axes:\n  seed: 3\n", ":8: axes.seed: seed cannot vary"),
         ("one_at_a_time", "axes:\n  p: {run.precision: bf16}\n", "a row has the machine of all the others"),
         ("one_at_a_time", "axes:\n  t: {transfer.detectr: fcos}\n", "did you mean detector?"),

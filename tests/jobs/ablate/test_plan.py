@@ -166,6 +166,8 @@ def test_data_that_is_missing_is_refused_with_its_line(planned, images, squares,
         planned(data={"foregrounds": str(tmp_path / "nowhere"), "backgrounds": str(squares)})
     with pytest.raises(CodoError, match=r"grid.yaml:\d+: data.backgrounds: .*nowhere"):
         planned(data={"foregrounds": str(images / "foregrounds"), "backgrounds": str(tmp_path / "nowhere")})
+    with pytest.raises(CodoError, match=r"grid.yaml:\d+: axes.b.data.backgrounds: .*nowhere"):
+        planned(axes={"b": {"data.backgrounds": str(tmp_path / "nowhere")}})
     with pytest.raises(CodoError, match=r"grid.yaml:\d+: transfer.tuned.data: .*nowhere"):
         planned(transfer={"tuned": TRANSFER | {"data": {"root": str(tmp_path / "nowhere")}}})
     with pytest.raises(CodoError, match=r"grid.yaml:\d+: .*: 12 images do not fill one batch of 16"):
