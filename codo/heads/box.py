@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
+
+from codo.errors import CodoError
 
 POOLED_SIZE = 7
 """Side of a pooled box in cells (torchvision, InsLoc)."""
@@ -38,3 +40,27 @@ def box_head(
     return FastRCNNConvFCHead(
         (in_channels, POOLED_SIZE, POOLED_SIZE), [conv_channels] * convs, [fc_channels], norm_layer=norm_layer
     )
+
+
+def head_and_cells(head: nn.Module, pooled: Tensor) -> tuple[Tensor, Tensor]:
+    """Pass pooled boxes through a box head: its output `(R, fc)`, and the cells that it flattens `(R, C, 7, 7)`."""
+    assert isinstance(head, nn.Sequential)
+    cells = pooled
+    for part in head:
+        if isinstance(part, nn.Flatten):
+            cells = pooled
+        pooled = part(pooled)
+    return pooled, cells
+
+
+def cell_channels(head: nn.Module, channels: int) -> int:
+    """Count the channels of the cells that a box head flattens; those of a pooled box are `channels`.
+
+    Raises:
+        CodoError: it flattens none.
+    """
+    for part in head if isinstance(head, nn.Sequential) else ():
+        if isinstance(part, nn.Flatten):
+            return channels
+        channels = next((m.out_channels for m in part.modules() if isinstance(m, nn.Conv2d)), channels)
+    raise CodoError("loss.cell: needs a box head that is a Sequential with an nn.Flatten, as codo's own is")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from codo.backbones import LEVELS, STRIDES, Backbone
 from codo.errors import CodoError
 from codo.heads import MLPProjector, RoIPool, assign_levels, box_head
+from codo.heads.box import cell_channels, head_and_cells
 from codo.losses import Embeddings
 from codo.model.group_bn import bn_in_groups, by_group, by_map
 
@@ -142,7 +143,7 @@ class AlignedEncoder(nn.Module):
             if self.cell is None:
                 features = self.box_head(features)
             else:
-                features, maps = _head_and_cells(self.box_head, features)
+                features, maps = head_and_cells(self.box_head, features)
                 cells = self.cell(maps.permute(0, 2, 3, 1).flatten(0, 2)).float().unflatten(0, (len(maps), -1))
                 found["cell"] = by_map(cells, len(pooled), groups).transpose(1, 2).flatten(0, 1)
             if {"instance", "level"} & self.embeds:
@@ -183,30 +184,6 @@ class AlignedEncoder(nn.Module):
             chosen = (assigned == level).nonzero()[:, 0]
             pooled = pooled.index_copy(0, chosen, self.pool(pyramid[row], boxes[row, chosen], stride, images[chosen]))
         return pooled
-
-
-def _head_and_cells(head: nn.Module, pooled: Tensor) -> tuple[Tensor, Tensor]:
-    """Pass pooled boxes through a box head: its output `(R, fc)`, and the cells that it flattens `(R, C, 7, 7)`."""
-    assert isinstance(head, nn.Sequential)
-    cells = pooled
-    for part in head:
-        if isinstance(part, nn.Flatten):
-            cells = pooled
-        pooled = part(pooled)
-    return pooled, cells
-
-
-def _cell_channels(head: nn.Module, channels: int) -> int:
-    """Count the channels of the cells that a box head flattens; those of a pooled box are `channels`.
-
-    Raises:
-        CodoError: it flattens none.
-    """
-    for part in head if isinstance(head, nn.Sequential) else ():
-        if isinstance(part, nn.Flatten):
-            return channels
-        channels = next((m.out_channels for m in part.modules() if isinstance(m, nn.Conv2d)), channels)
-    raise CodoError("loss.cell: needs a box head that is a Sequential with an nn.Flatten, as codo's own is")
 
 
 class StageEncoder(nn.Module):
@@ -309,7 +286,7 @@ def build_encoder(
     stages = box_projectors()
     cell = None
     if "cell" in embeds:
-        channels = _cell_channels(head, backbone.out_channels)
+        channels = cell_channels(head, backbone.out_channels)
         cell = make_projector(channels, channels, embedding)
     return AlignedEncoder(
         backbone, head, projector, pooling, canvas, embeds, levels, canonical_size, offsets, stages, cell
