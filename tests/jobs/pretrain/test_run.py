@@ -75,7 +75,7 @@ def test_a_second_run_into_the_same_folder_is_refused(finished, tiny):
     assert (finished.path / "summary.json").read_bytes() == before
 
 
-def stopped_run(tiny, out: Path, at: int, monkeypatch) -> None:
+def stopped_run(config, out: Path, at: int, monkeypatch) -> None:
     """Run until step `at`, then ask it to stop as Ctrl-C does."""
     advance = Run.advance
 
@@ -87,15 +87,15 @@ def stopped_run(tiny, out: Path, at: int, monkeypatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "advance", stopping)
-        with pytest.raises(Interrupted, match=f"after step {at} of 6.*codo pretrain --resume") as raised:
-            pretrain(tiny(), out)
+        with pytest.raises(Interrupted, match=f"after step {at} of .*codo pretrain --resume") as raised:
+            pretrain(config, out)
     assert raised.value.exit_code == 130
 
 
 @pytest.mark.parametrize("at", [2, 3, 5])
 def test_a_resumed_run_equals_one_that_was_never_stopped(finished, tiny, tmp_path, monkeypatch, at):
     out = tmp_path / "stopped"
-    stopped_run(tiny, out, at, monkeypatch)
+    stopped_run(tiny(), out, at, monkeypatch)
     assert not (out / "summary.json").exists()
     result = resume(out)
     assert result.summary["resumed_at_step"] == at
@@ -104,9 +104,21 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(finished, tiny, tmp_pat
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+def test_a_mosaic_with_other_losses_resumes_exactly_too(tiny, tmp_path, monkeypatch):
+    """Places on the canvas are drawn anew each step, and losses beside the paper's have weights of their own."""
+    losses = {f"loss.{name}": 1 for name in ("instance", "stage", "box", "cell")}
+    config = tiny(**{"mosaic": 2, "optim.batch_size": 8, "optim.epochs": 3, **losses})
+    whole, out = pretrain(config, tmp_path / "whole"), tmp_path / "stopped"
+    stopped_run(config, out, 1, monkeypatch)
+    resume(out)
+    assert curve(out) == curve(whole.path)
+    ours, theirs = (read_weights(p / "weights.safetensors")[0] for p in (out, whole.path))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
 def test_metrics_after_the_checkpoint_are_computed_again_and_not_doubled(finished, tiny, tmp_path, monkeypatch):
     out = tmp_path / "killed"
-    stopped_run(tiny, out, 3, monkeypatch)
+    stopped_run(tiny(), out, 3, monkeypatch)
     with open(out / "metrics.jsonl", "a") as file:  # what a kill in the middle of step 5 leaves
         file.write('{"step": 4, "loss": 1.0}\n{"step": 5, "lo')
     resume(out)
@@ -142,7 +154,7 @@ def test_resuming_with_other_images_is_refused(tiny, images, tmp_path, monkeypat
     copy = tmp_path / "foregrounds"
     shutil.copytree(images / "foregrounds", copy)
     out = tmp_path / "run"
-    stopped_run(lambda: tiny(data__foregrounds=str(copy)), out, 2, monkeypatch)
+    stopped_run(tiny(data__foregrounds=str(copy)), out, 2, monkeypatch)
     (copy / "00.png").unlink()
     with pytest.raises(CodoError, match="not those that the run began with"):
         resume(out)
@@ -346,7 +358,7 @@ def test_collapse_is_measured_logged_and_said_once(tiny, tmp_path, monkeypatch, 
 
 def test_a_full_disk_is_said_and_the_older_checkpoint_stays(tiny, tmp_path, monkeypatch):
     out = tmp_path / "full"
-    stopped_run(tiny, out, 3, monkeypatch)
+    stopped_run(tiny(), out, 3, monkeypatch)
     before = (out / "checkpoint.pt").read_bytes()
 
     def full(state, path):
