@@ -111,8 +111,6 @@ SMALL_ARCHITECTURE: dict[str, Any] = {
 }
 
 # Two cores. In-batch negatives: a queue alone falls for the freshness shortcut at this size (method.md, Traps).
-# lr: of .06 and .24 (codo, one seed, objects_open on cards) .06 was ahead from the second epoch on (batch accuracy in
-# the third epoch .18 against .10).
 _SMALL: Sourced = {
     "canvas": (96, "ours"),
     **{f"model.{name}": (value, "ours") for name, value in SMALL_ARCHITECTURE.items()},
@@ -126,7 +124,7 @@ _SMALL: Sourced = {
     "optim.epochs": (20, "ours"),
     "optim.batch_size": (32, "ours"),
     "optim.name": ("sgd", "ours"),
-    "optim.lr": (0.06, "ours, of two tried"),
+    "optim.lr": (0.06, "ours"),
     "optim.nesterov": (True, "ours"),
     "optim.weight_decay": (1e-4, "ours"),
     "optim.schedule": ("iteration", "ours"),
@@ -134,7 +132,13 @@ _SMALL: Sourced = {
 }
 
 # With one BN group there is nothing to shuffle, and SoCo's loss has no negatives that a leak could give away.
-_SMALL_OF: dict[str, Sourced] = {"soco": {"model.bn_groups": (1, SOCO + ": SyncBN")}}
+# Learning rates: the best of a search of the same size for each (experiments/results/exploration.md, section 3).
+_SMALL_OF: dict[str, Sourced] = {
+    "codo": {"optim.lr": (0.02, "ours, of four tried")},
+    "insloc": {"optim.lr": (0.06, "ours, of three tried")},
+    "moco_v2": {"optim.lr": (0.5, "ours, of three tried")},
+    "soco": {"model.bn_groups": (1, SOCO + ": SyncBN")},
+}
 
 PRESETS: dict[str, Preset] = _METHODS | {
     f"{name}-small": Preset(

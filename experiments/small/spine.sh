@@ -29,7 +29,7 @@ transfer() { # transfer NAME WEIGHTS
 for part in "${parts[@]}"; do
   case $part in
     pretrain) run "runs/spine/pretrain-$seed" pretrain --preset small --foregrounds "$data/objects_open/images" \
-      --backgrounds "$data/cards" --views 1 --epochs 20 --set data.limit=800 --set run.threads=1 --seed "$seed" ;;
+      --backgrounds "$data/cards" --views 1 --epochs 20 --set optim.lr=0.06 --set data.limit=800 --set run.threads=1 --seed "$seed" ;;
     codo) transfer codo "runs/spine/pretrain-$seed" ;;
     none) transfer none none ;;
     *) echo "spine.sh: no part $part; pretrain, codo, none" >&2; exit 2 ;;
