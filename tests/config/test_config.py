@@ -129,7 +129,7 @@ def test_fingerprint_names_what_is_computed():
 
 
 def test_differences_are_dotted():
-    assert differences(load(), load(sets=["optim.lr=0.5", "seed=2"])) == {"seed": (0, 2), "optim.lr": (0.06, 0.5)}
+    assert differences(load(), load(sets=["optim.lr=0.5", "seed=2"])) == {"seed": (0, 2), "optim.lr": (0.02, 0.5)}
 
 
 def test_config_imports_no_torch():
