@@ -132,7 +132,8 @@ _SMALL: Sourced = {
 }
 
 # With one BN group there is nothing to shuffle, and SoCo's loss has no negatives that a leak could give away.
-# Learning rates: the best of a search of the same size for each (experiments/results/exploration.md, section 3).
+# Learning rates: the best of three or four for each (experiments/results/exploration.md, section 3); InsLoc's is the
+# lowest tried.
 _SMALL_OF: dict[str, Sourced] = {
     "codo": {"optim.lr": (0.02, "ours, of four tried")},
     "insloc": {"optim.lr": (0.06, "ours, of three tried")},

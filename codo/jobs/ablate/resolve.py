@@ -120,7 +120,7 @@ class _Base:
             if change.field in ("data.foregrounds", "data.backgrounds"):
                 raise source.error(change.keys, f"write it under `{change.field}`, at the top")
         data = [
-            Change(f"data.{name}", value if is_shards(value) else str(Path(value).absolute()), ("data", name))
+            Change(f"data.{name}", _place(value), ("data", name))
             for name, value in file.data.model_dump().items()
             if value is not None
         ]
@@ -149,8 +149,7 @@ class _Base:
     def _absolute(self, change: Change) -> Change:
         if change.field not in ("data.foregrounds", "data.backgrounds") or change.value is None:
             return change
-        path = _path(change.value, change.keys, self.source)
-        return change if is_shards(change.value) else replace(change, value=str(path.absolute()))
+        return replace(change, value=_place(str(_path(change.value, change.keys, self.source))))
 
     def _pretrain(self, changes: list[Change], keys: tuple[str | int, ...]) -> PretrainConfig:
         merged = {c.field: c for c in [*self.changes, *changes]}
@@ -226,6 +225,10 @@ def _path(value: Any, keys: Keys, source: Source) -> Path:
     if not isinstance(value, str) or not value:
         raise source.error(keys, f"a path is expected, not {value!r}")
     return Path(value)
+
+
+def _place(value: str) -> str:
+    return value if is_shards(value) else str(Path(value).absolute())
 
 
 def _load_transfer(preset: str | None, flags: dict[str, Any], absent: list[str]) -> TransferConfig:

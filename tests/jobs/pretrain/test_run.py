@@ -75,8 +75,8 @@ def test_a_second_run_into_the_same_folder_is_refused(finished, tiny):
     assert (finished.path / "summary.json").read_bytes() == before
 
 
-def stopped_run(config, out: Path, at: int, monkeypatch) -> None:
-    """Run until step `at`, then ask it to stop as Ctrl-C does."""
+def stopped_run(config, out: Path, at: int, monkeypatch, steps: int = 6) -> None:
+    """Run until step `at` of `steps`, then ask it to stop as Ctrl-C does."""
     advance = Run.advance
 
     def stopping(self, batch):
@@ -87,7 +87,7 @@ def stopped_run(config, out: Path, at: int, monkeypatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "advance", stopping)
-        with pytest.raises(Interrupted, match=f"after step {at} of .*codo pretrain --resume") as raised:
+        with pytest.raises(Interrupted, match=f"after step {at} of {steps}.*codo pretrain --resume") as raised:
             pretrain(config, out)
     assert raised.value.exit_code == 130
 
@@ -109,7 +109,7 @@ def test_a_mosaic_with_other_losses_resumes_exactly_too(tiny, tmp_path, monkeypa
     losses = {f"loss.{name}": 1 for name in ("instance", "stage", "box", "cell")}
     config = tiny(**{"mosaic": 2, "optim.batch_size": 8, "optim.epochs": 3, **losses})
     whole, out = pretrain(config, tmp_path / "whole"), tmp_path / "stopped"
-    stopped_run(config, out, 1, monkeypatch)
+    stopped_run(config, out, 1, monkeypatch, steps=3)
     resume(out)
     assert curve(out) == curve(whole.path)
     ours, theirs = (read_weights(p / "weights.safetensors")[0] for p in (out, whole.path))
