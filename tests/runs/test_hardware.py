@@ -197,6 +197,11 @@ def test_cores_are_counted_where_there_is_no_affinity(tmp_path: Path, monkeypatc
     assert available_cores() == 1
 
 
+@pytest.mark.parametrize(("workers", "factor"), [(0, None), (1, 4), (4, 4), (5, 3), (8, 2), (15, 1), (32, 1)])
+def test_many_loader_processes_keep_few_batches_each(workers: int, factor: int | None) -> None:
+    assert Hardware(torch.device("cpu"), "fp32", workers, 1).prefetch_factor == factor
+
+
 def test_apply_sets_torchs_threads(threads: None) -> None:
     for number in (2, 1):
         resolve(4, workers=0, threads=number).apply()

@@ -78,7 +78,17 @@ def source_hash(path: Path) -> str:
         if isinstance(body, list):
             kept = [line for line in body if not _is_text(line)]
             node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]  # every node with a list of a body
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:8]
+    return hashlib.sha256(_shape(tree).encode()).hexdigest()[:8]
+
+
+def _shape(node: object) -> str:
+    """Write a syntax tree down, alike on every Python: `ast.unparse` and `ast.dump` differ by version."""
+    if isinstance(node, ast.AST):
+        fields = ((name, value) for name, value in ast.iter_fields(node) if value is not None and value != [])
+        return f"{type(node).__name__}({','.join(f'{name}={_shape(value)}' for name, value in fields)})"
+    if isinstance(node, list):
+        return f"[{','.join(map(_shape, node))}]"
+    return ascii(node)
 
 
 def changed_files(before: dict[str, str], now: dict[str, str]) -> list[str]:

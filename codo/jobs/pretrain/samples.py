@@ -155,7 +155,7 @@ def sample_loader(dataset: SampleDataset, steps: StepSampler, hardware: Hardware
         collate_fn=collate,
         num_workers=hardware.workers,
         pin_memory=hardware.device.type == "cuda",
-        prefetch_factor=4 if hardware.workers else None,
+        prefetch_factor=hardware.prefetch_factor,
         worker_init_fn=_start_worker,
     )
 

@@ -175,7 +175,7 @@ def loader_options(hardware: Hardware) -> dict[str, Any]:
         "generator": torch.Generator(),
     }
     if hardware.workers:
-        options |= {"worker_init_fn": _quiet_worker, "prefetch_factor": 4}
+        options |= {"worker_init_fn": _quiet_worker, "prefetch_factor": hardware.prefetch_factor}
     return options
 
 

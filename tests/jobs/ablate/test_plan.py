@@ -189,6 +189,19 @@ def test_the_code_version_is_of_what_the_code_does(tmp_path):
     assert changed_files({"a": "1", "b": "2"}, {"a": "1", "b": "3", "c": "4"}) == ["b", "c"]
 
 
+def test_the_code_version_is_the_same_on_every_python(tmp_path):
+    """Where another Python (3.11 here, 3.12 there) takes up a study, nothing is run again."""
+    file = tmp_path / "part.py"
+    file.write_text(
+        """async def f(x, *, y=None):
+    "Doc."
+    yield f"{x!r:>{y}} {', '.join('ab')} \\u00e9", b"0", 1e3, ...
+""",
+        encoding="utf-8",
+    )
+    assert source_hash(file) == "d77fca56"
+
+
 def test_what_decides_numbers_is_in_the_code_version():
     pretrain, transfer = code_files("pretrain"), code_files("transfer")
     both = {"backbones/backbone.py", "heads/box.py", "data/coco.py", "runs/seed.py", "model/sync_bn.py"}

@@ -16,11 +16,12 @@ from rich.console import Console
 from codo.errors import CodoError
 from codo.jobs.ablate.analysis import analyse
 from codo.jobs.ablate.report import FILES, terminal_table, write_report
+from codo.jobs.ablate.report.figures import draw
 from codo.jobs.ablate.report.probes import HEADLINE
 from codo.jobs.ablate.report.tables import cells_csv, comparisons_csv, latex, latex_escape, markdown
 from codo.jobs.ablate.report.words import design_note, sentence
 from codo.jobs.ablate.results import Cell, Probed, Results
-from tests.jobs.ablate.synthetic import draw_samples, make_factorial, make_results
+from tests.jobs.ablate.synthetic import CHANGES, draw_samples, make_factorial, make_results
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
@@ -279,6 +280,21 @@ def test_a_ladder_shows_its_steps_and_a_factorial_its_effects(tmp_path):
     write_report(tmp_path, factorial)
     text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
     assert "Main effects and interactions" in text
+
+
+@pytest.mark.parametrize("name", ["CoDo", "background + alignment + hierarchy", "a" * 70])
+def test_the_legend_stays_on_the_paper(name):
+    results = make_results(seeds=2)
+    results.rows = [r.model_copy(update={"name": f"{i} {name}"}) for i, r in enumerate(results.rows)]
+    new = dict(zip(CHANGES, results.rows, strict=True))
+    results.cells = [c.model_copy(update={"row": new[c.row].name}) for c in results.cells]
+    results.reference = results.rows[0].name
+    for picture in draw(results, [analyse(results, p) for p in results.protocols]):
+        for legend in picture.figure.legends:
+            picture.figure.draw_without_rendering()
+            box, paper = legend.get_window_extent(), picture.figure.bbox
+            assert paper.x0 <= box.x0 < box.x1 <= paper.x1, picture.name
+            assert paper.y0 <= box.y0, picture.name
 
 
 def test_odd_names_draw(tmp_path):

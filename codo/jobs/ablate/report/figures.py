@@ -235,8 +235,20 @@ def _bands(
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         if drawn:
-            figure.legend(handles=drawn, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+            _legend(figure, drawn)
     return figure if drawn else None
+
+
+def _legend(figure: Figure, drawn: list[Any]) -> None:
+    """Name the rows under the panel: two beside each other, or one where two are too wide."""
+    place: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 8}
+    legend = figure.legend(handles=drawn, ncols=2, **place)
+    figure.draw_without_rendering()
+    two = legend.get_window_extent()
+    if two.width > figure.bbox.width:
+        legend.remove()
+        figure.legend(handles=drawn, ncols=1, **place)
+        figure.set_figheight(figure.get_figheight() + two.height / figure.dpi)  # about what it has grown by
 
 
 def _errors(results: Results, protocol: str, name: str) -> list[Picture]:
@@ -257,7 +269,7 @@ def _errors(results: Results, protocol: str, name: str) -> list[Picture]:
         axes.set_ylim(len(kinds) - 0.5, -0.5)
         axes.set_xlim(left=0)
         axes.set_xlabel("AP50 that mending this error would add")
-        figure.legend(handles=drawn, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+        _legend(figure, drawn)
     alt = (
         f"TIDE's breakdown of errors, {protocol}: mean over seeds, a marker a row; the table beside it has the numbers."
     )
