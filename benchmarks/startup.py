@@ -62,10 +62,10 @@ def first_step() -> dict[str, float]:
     import torch._dynamo  # noqa: F401  # torchvision's RoIAlign and torch's optimizers import it in any case
 
     phase("import torch._dynamo")
-    import torchvision  # noqa: F401
+    import torchvision  # noqa: F401  # what is timed is the import
 
     phase("import torchvision")
-    import timm  # noqa: F401
+    import timm  # noqa: F401  # likewise
 
     phase("import timm")
     from codo.config import load_pretrain_config
