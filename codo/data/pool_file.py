@@ -8,6 +8,7 @@ import io
 import json
 import os
 import struct
+import time
 import weakref
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -44,6 +45,8 @@ COLUMNS = ("source", "height", "width", "start", "broken_source", "broken_reason
 
 NO_HASH = bytes(16)
 """Of a source that cannot be read."""
+
+_POLL = 0.1  # seconds between two looks at another process's build
 
 
 class Record(NamedTuple):
@@ -175,14 +178,20 @@ def claim(partial: Path, say: Callable[[str], None]) -> BinaryIO | None:
     """
     partial.parent.mkdir(parents=True, exist_ok=True)
     stream = os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+    waits = False
     try:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another process is building it; waiting for it")
-            fcntl.flock(stream, fcntl.LOCK_EX)  # a process that dies lets go: we go on where it was
-        if is_at(stream.fileno(), partial):
-            return stream
+        # Asked again and again: a lock waited for would be the finished file's, which its readers hold as long as they run.
+        while is_at(stream.fileno(), partial):
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not waits:
+                    say("another process is building it; waiting for it")
+                waits = True
+                time.sleep(_POLL)
+            else:
+                if is_at(stream.fileno(), partial):
+                    return stream
     except BaseException:
         stream.close()
         raise

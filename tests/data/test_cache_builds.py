@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import shutil
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,22 @@ def test_a_second_process_waits_for_the_first_or_takes_over(folder: Path, end: s
         assert done == ([] if end == "finishes" else list(range(6, 21)))
         assert first.wait() == (0 if end == "finishes" else -signal.SIGKILL)
     assert files() == [".pool"]
+
+
+def test_who_waits_is_not_kept_by_who_reads(folder: Path) -> None:
+    """The finished file is the unfinished one renamed, and its builder at once holds it for as long as it runs."""
+    partial = folder / "x.partial"
+    told: list[str] = []
+    with partial.open("w") as held, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        waiting = pool.submit(pool_file.claim, partial, told.append)
+        while not told:
+            time.sleep(0.01)
+        partial.rename(folder / "x.pool")
+        try:
+            assert waiting.result(timeout=20) is None
+        finally:
+            fcntl.flock(held, fcntl.LOCK_UN)
 
 
 def test_what_fails_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
