@@ -180,7 +180,7 @@ def claim(partial: Path, say: Callable[[str], None]) -> BinaryIO | None:
     stream = os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
     waits = False
     try:
-        # Asked again and again: a lock waited for would be the finished file's, which its readers hold as long as they run.
+        # Asked again and again: to wait for the lock would be to wait for the readers of the file when it is finished.
         while is_at(stream.fileno(), partial):
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

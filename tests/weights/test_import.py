@@ -241,6 +241,16 @@ def test_a_codo_detector_fills_another(tmp_path: Path) -> None:
     assert torch.equal(detector.state_dict()[name], first.state_dict()[name])
 
 
+@pytest.mark.parametrize("kind", ["retinanet", "fcos", "faster_rcnn"])
+def test_a_one_stage_detector_fills_others_and_is_proven(tmp_path: Path, kind: str) -> None:
+    """Its file has no P2: a detector that needs none gets all of its pyramid, another its backbone."""
+    torch.save(shaken(detector_of(detector="retinanet")).state_dict(), tmp_path / "detector.pth")
+    detector, source, coverage = load(tmp_path / "detector.pth", detector_of(detector=kind))
+    proof = prove(detector, RESNET18, source, coverage, IMAGE)
+    assert proof.compared == ("backbone stages C2-C5" if kind == "faster_rcnn" else "pyramid levels P3-P5")
+    assert proof.difference == 0
+
+
 DETECTRON2 = {
     "stem.conv1.weight": "conv1.weight",
     "stem.conv1.norm.running_var": "bn1.running_var",

@@ -21,7 +21,7 @@ DECIDES_NONE = ("__init__.py", "_version.py", "config/__init__.py", "config/load
 """Files that jobs import and that decide no numbers: what they compose is the resolved config, which is hashed itself,
 or how a run is recorded and shown."""
 
-OF_RUNS = ("runs/seed.py", "runs/world.py", "runs/hardware.py")
+OF_RUNS = ("runs/seed.py", "runs/sgd.py", "runs/world.py", "runs/hardware.py")
 """Files of `runs` that do decide some."""
 
 

@@ -21,6 +21,9 @@ from codo.jobs.transfer.norms import put_group_norms
 from codo.jobs.transfer.weights import Coverage
 from codo.weights import GROUPS, Source
 
+P2 = ("fpn.inner_blocks.0.", "fpn.layer_blocks.0.")
+"""Of an FPN, what a one-stage detector's file lacks; no other level is computed from it."""
+
 TOLERANCE = 1e-4
 """Largest difference, relative to the largest feature."""
 
@@ -94,7 +97,7 @@ def prove(
     encoder = Backbone(architecture.backbone, architecture.fpn_channels if with_fpn else None).eval()
     if detector.norm == "gn":
         put_group_norms(encoder)
-    _fill(encoder, source.state, "backbone.")
+    _fill(encoder, source.state, "backbone.", may_lack=P2)
     if with_fpn and complete["box_head"] and isinstance(detector, BoxFeatures):
         compared = "box head features"
         pairs = [
@@ -173,12 +176,12 @@ def _box_features(
     return head(torch.cat(pooled))
 
 
-def _fill(module: nn.Module, state: dict[str, Tensor], prefix: str) -> None:
-    """Load a module strictly, apart from batch norm counters, which files may lack."""
+def _fill(module: nn.Module, state: dict[str, Tensor], prefix: str, may_lack: tuple[str, ...] = ()) -> None:
+    """Load a module strictly, apart from batch norm counters and parts that files may lack, which stay as they are."""
     own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    names = module.state_dict().keys()
-    counters = {name: torch.tensor(0) for name in names if name.endswith("num_batches_tracked")}
-    module.load_state_dict({**counters, **{name: tensor for name, tensor in own.items() if name in names}})
+    fresh = module.state_dict()
+    lacking = {n: t for n, t in fresh.items() if n.endswith("num_batches_tracked") or n.startswith(may_lack)}
+    module.load_state_dict({**lacking, **{name: tensor for name, tensor in own.items() if name in fresh}})
 
 
 def _pixels(source: Source) -> list[str]:

@@ -204,7 +204,7 @@ def test_the_code_version_is_the_same_on_every_python(tmp_path):
 
 def test_what_decides_numbers_is_in_the_code_version():
     pretrain, transfer = code_files("pretrain"), code_files("transfer")
-    both = {"backbones/backbone.py", "heads/box.py", "data/coco.py", "runs/seed.py", "model/sync_bn.py"}
+    both = {"backbones/backbone.py", "heads/box.py", "data/coco.py", "runs/seed.py", "runs/sgd.py", "model/sync_bn.py"}
     assert both | {"augment/jitter.py", "losses/info_nce.py", "model/encoder.py", "jobs/pretrain/loop.py"} <= set(
         pretrain
     )
