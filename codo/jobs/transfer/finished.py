@@ -15,7 +15,7 @@ from codo.errors import CodoError
 from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.detectors import build_detector, kinds_of
 from codo.jobs.transfer.hardware import hardware_of
-from codo.runs.hardware import Hardware
+from codo.runs.hardware import Hardware, available_cores
 from codo.runs.record import RunFolder
 from codo.runs.weights_file import read_weights
 
@@ -70,14 +70,19 @@ def open_run(path: Path, changes: Mapping[str, Any] | None = None, *, best: bool
         told += f", of step {metadata.get('step', '?')}, AP {metadata.get('AP', '?')} on the run's own data"
     if "detector" not in metadata:
         raise CodoError(f"{path} is a pretraining run, without a detector; train one: codo transfer --weights {path}")
-    config = load_config(TransferConfig, {}, file=path / "config.yaml", default_preset="", flags=changes)
+    given = {key: value for key, value in (changes or {}).items() if value is not None}
+    config = load_config(TransferConfig, {}, file=path / "config.yaml", default_preset="", flags=given)
+    here = {"workers": "auto", "threads": config.run.threads if _fits(config.run.threads) else "auto"}
+    here |= {key: getattr(config.run, key) for key in here if f"run.{key}" in given}
+    config = config.model_copy(update={"run": config.run.model_copy(update=here)})
     try:
         categories = {int(category): str(name) for category, name in json.loads(metadata["categories"])}
         mean, std = (list(map(float, json.loads(metadata[key]))) for key in ("mean", "std"))
         architecture = ArchitectureSection.model_validate_json(metadata["architecture"])
     except (KeyError, ValueError, TypeError) as error:
         raise CodoError(f"{file}: its metadata is no codo detector's ({type(error).__name__}: {error})") from None
-    config = config.model_copy(update={"architecture": architecture})
+    if architecture != config.architecture:  # a backbone in it may name code, which the config alone may do
+        raise CodoError(f"{file} is not the detector that config.yaml describes: it has another architecture")
     hardware = hardware_of(config)
     detector = build_detector(config, len(categories), mean, std)
     try:
@@ -87,3 +92,8 @@ def open_run(path: Path, changes: Mapping[str, Any] | None = None, *, best: bool
         raise CodoError(f"{file} is not the detector that config.yaml describes: {line[:300]}") from None
     hardware.apply()
     return FinishedRun(path, config, detector.to(hardware.device).eval(), categories, hardware, told)
+
+
+def _fits(threads: int | str) -> bool:
+    """Whether this machine has the cores: the run may be another's."""
+    return threads in range(1, available_cores() + 1)

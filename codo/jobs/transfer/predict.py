@@ -114,6 +114,7 @@ def _files(given: Sequence[Path]) -> dict[str, Path]:
     if not given:
         raise CodoError("no images: name files or folders")
     found: dict[str, Path] = {}
+    seen: set[Path] = set()
     for path in given:
         if path.is_dir():
             pairs = [(file.relative_to(path).as_posix(), file) for file in list_images(path)]
@@ -122,8 +123,9 @@ def _files(given: Sequence[Path]) -> dict[str, Path]:
         else:
             raise CodoError(f"no image or folder at {path}")
         for name, file in pairs:
-            if any(file == other for other in found.values()):
+            if file in seen:
                 continue
+            seen.add(file)
             number, free = 2, name
             while free in found:
                 pure = PurePosixPath(name)

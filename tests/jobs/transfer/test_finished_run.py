@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from pycocotools import mask as coco_mask
 from transfer_parts import encoder_state, metadata
@@ -25,6 +26,7 @@ from codo.jobs.transfer.draw import colour, draw_detections
 from codo.jobs.transfer.evaluate_run import evaluate_run, match_categories
 from codo.jobs.transfer.finished import open_run
 from codo.jobs.transfer.predict import predict
+from codo.runs.hardware import available_cores
 from codo.runs.weights_file import read_weights, save_weights
 
 
@@ -112,6 +114,24 @@ def test_other_ids_of_the_same_names_are_matched(run: Path, masked_root: Path, t
     assert other["metrics"] == same["metrics"]
     assert [c["category_id"] for c in other["per_class"]] == [1, 2]
     assert {r["category_id"] for r in json.loads((tmp_path / "out" / "predictions.json").read_text())} <= {1, 2}
+
+
+def test_a_run_of_a_larger_machine_is_used_and_one_of_other_weights_is_refused(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    text = (copy / "config.yaml").read_text()
+    config = yaml.safe_load(text)
+    config["run"] |= {"workers": 64, "threads": 64}
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    assert open_run(copy).hardware.threads <= available_cores()
+    with pytest.raises(CodoError, match="exceed"):
+        open_run(copy, {"run.threads": 64})
+    state, told = read_weights(copy / "weights.safetensors")
+    architecture = json.loads(told["architecture"]) | {"backbone": f"{tmp_path}/evil.py:Body"}
+    (tmp_path / "evil.py").write_text("raise SystemExit('run')")
+    save_weights(copy / "weights.safetensors", state, told | {"architecture": json.dumps(architecture)})
+    with pytest.raises(CodoError, match=r"is not the detector that config\.yaml describes: it has another arch"):
+        open_run(copy)
 
 
 def test_a_class_that_the_data_lack_does_not_count(run: Path, masked_root: Path) -> None:
