@@ -120,10 +120,15 @@ def coco_figures(
     images = [image for image in ground_truth.images if image.id not in skip]
     truth = [a for image in images for a in ground_truth.annotations[image.id] if kind == "bbox" or has_mask(a)]
     found = [result for result in results if result["image_id"] not in skip]
-    sizes = [{"id": image.id, "width": image.width, "height": image.height} for image in images]
-    classes = [{"id": category, "name": name} for category, name in sorted(ground_truth.categories.items())]
+    ranks = Ranks(
+        _ranked({image.id for image in images} | {result["image_id"] for result in found}),
+        _ranked({*ground_truth.categories, *(result["category_id"] for result in found)}),
+    )
+    sizes = [{"id": ranks.images[image.id], "width": image.width, "height": image.height} for image in images]
+    names = sorted(ground_truth.categories.items())
+    classes = [{"id": ranks.classes[category], "name": name} for category, name in names]
     with contextlib.redirect_stdout(io.StringIO()):
-        pair = (_hotcoco_pair if fast else _pycocotools_pair)(sizes, classes, truth, found, kind)
+        pair = (_hotcoco_pair if fast else _pycocotools_pair)(sizes, classes, truth, found, ranks, kind)
         evaluation = (fast.COCOeval if fast else COCOeval)(*pair, kind)
         evaluation.evaluate()
         evaluation.accumulate()
@@ -143,25 +148,43 @@ def _hotcoco() -> Any:
 Entries = list[dict[str, Any]]
 
 
-def _hotcoco_pair(images: Entries, classes: Entries, truth: Entries, found: Entries, kind: Kind) -> tuple[Any, Any]:
+class Ranks(NamedTuple):
+    """Numbers 1, 2, ... in place of ids: the engines take no negative ones, and round those beyond 2^53.
+
+    Attributes:
+        images: id -> number, in the ids' order, which decides between equal scores.
+        classes: likewise.
+    """
+
+    images: dict[int, int]
+    classes: dict[int, int]
+
+
+def _ranked(ids: set[int]) -> dict[int, int]:
+    return {found: rank for rank, found in enumerate(sorted(ids), start=1)}
+
+
+def _hotcoco_pair(
+    images: Entries, classes: Entries, truth: Entries, found: Entries, ranks: Ranks, kind: Kind
+) -> tuple[Any, Any]:
     """Hand both sides over as columns: a dict an annotation would take longer to build than the metrics take."""
     import hotcoco
 
     coco = hotcoco.COCO.from_arrays(
         images,
         classes,
-        np.array([a["image_id"] for a in truth], np.int64),
-        np.array([a["category_id"] for a in truth], np.int64),
+        np.array([ranks.images[a["image_id"]] for a in truth], np.int64),
+        np.array([ranks.classes[a["category_id"]] for a in truth], np.int64),
         _boxes(truth),
         area=np.array([_area(a) for a in truth], np.float64),
         iscrowd=np.array([a.get("iscrowd", 0) for a in truth], np.int64),
         segmentation=[_clean(a["segmentation"]) for a in truth] if kind == "segm" else None,
     )
     rows = np.empty((len(found), 7))
-    rows[:, 0] = [r["image_id"] for r in found]
+    rows[:, 0] = [ranks.images[r["image_id"]] for r in found]
     rows[:, 1:5] = _boxes(found)
     rows[:, 5] = [r["score"] for r in found]
-    rows[:, 6] = [r["category_id"] for r in found]
+    rows[:, 6] = [ranks.classes[r["category_id"]] for r in found]
     if kind == "bbox":
         return coco, coco.load_res(rows)
     masks = [r["segmentation"] for r in found]
@@ -172,7 +195,9 @@ def _hotcoco_pair(images: Entries, classes: Entries, truth: Entries, found: Entr
     return coco, detections
 
 
-def _pycocotools_pair(images: Entries, classes: Entries, truth: Entries, found: Entries, kind: Kind) -> tuple[Any, Any]:
+def _pycocotools_pair(
+    images: Entries, classes: Entries, truth: Entries, found: Entries, ranks: Ranks, kind: Kind
+) -> tuple[Any, Any]:
     """Build pycocotools' index of both sides; its own loader would refuse an empty result list."""
     pair = []
     for entries in (truth, found):
@@ -180,6 +205,7 @@ def _pycocotools_pair(images: Entries, classes: Entries, truth: Entries, found: 
         annotations = []
         for number, a in enumerate(entries, start=1):  # pycocotools takes an id of 0 for "not matched"
             entry = {**a, "id": number, "iscrowd": a.get("iscrowd", 0), "area": _area(a)}
+            entry |= {"image_id": ranks.images[a["image_id"]], "category_id": ranks.classes[a["category_id"]]}
             if kind == "segm":
                 entry["segmentation"] = _clean(a["segmentation"])
                 if "area" not in a:

@@ -255,6 +255,29 @@ def test_real_data_with_crowds(real_data: Path, folder: str, file: str, kind: Ki
     assert 0.05 < fast.stats[0] < 0.95
 
 
+@pytest.mark.parametrize("engine", ["hotcoco", "pycocotools"])
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+@pytest.mark.parametrize("shift", [lambda n: n - 20, lambda n: n + 2**53, lambda n: n + 2**63 - 200])
+def test_what_the_ids_are_does_not_matter(shift: Callable[[int], int], kind: Kind, engine: Any) -> None:
+    """Negative ones, and those that a float rounds to one and the same."""
+    coco, found = random_case(2, scores=20)
+
+    def renamed(entries: list[Annotation]) -> list[Annotation]:
+        return [{**a, "image_id": shift(a["image_id"]), "category_id": shift(a["category_id"])} for a in entries]
+
+    other = CocoDataset(
+        [replace(image, id=shift(image.id)) for image in coco.images],
+        {shift(image): renamed(own) for image, own in coco.annotations.items()},
+        {shift(category): name for category, name in coco.categories.items()},
+        {},
+    )
+    before = coco_metrics(coco, found, skip={14}, kind=kind, engine=engine)
+    after = coco_metrics(other, renamed(found), skip={shift(14)}, kind=kind, engine=engine)
+    assert (after.values, after.errors) == (before.values, before.errors)
+    assert after.per_class == {shift(category): ap for category, ap in before.per_class.items()}
+    assert 0 < (before.values["AP"] or 0) < 100
+
+
 def test_without_hotcoco_pycocotools_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     coco, found = random_case()
     with_it = coco_metrics(coco, found)
