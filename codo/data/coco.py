@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -14,6 +15,7 @@ from msgspec import UNSET
 from codo.data.coco_json import (
     Annotations,
     annotation_of,
+    check_id,
     checked,
     entries_of,
     entry_of,
@@ -38,6 +40,9 @@ BAD_BOX = "box that is not four finite numbers"
 EMPTY_BOX = "box without width or height"
 BOX_OUTSIDE = "box wholly outside its image"
 BOX_CLIPPED = "box partly outside its image, clipped"
+
+MAX_SIDE = 2**31 - 1
+"""Pixels; no file format has more."""
 
 MIN_CLIPPED = 0.01
 """Side in pixels under which what is left of a clipped box is rounding, and no part of an object."""
@@ -215,8 +220,10 @@ def _images(entries: list[Any], path: Path, folder: Path) -> tuple[list[CocoImag
     for index, entry in enumerate(entries):
         where = f"{path}: images[{index}]"
         image_id, name, width, height = checked(entry_of(entry), _IMAGE_KEYS, where)
-        if width < 1 or height < 1:
-            raise CodoError(f"{where}: its size is {width} x {height}")
+        check_id(image_id, where)
+        if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+            size = f"{width!s:.30} x {height!s:.30}"
+            raise CodoError(f"{where}: its size is {size}; pixels from 1 to {MAX_SIDE} are expected")
         if image_id in seen:
             raise CodoError(f"{where}: image id {image_id} occurs twice")
         seen.add(image_id)
@@ -269,11 +276,11 @@ def _annotations(
             else:
                 reason, box = _clean_box(found.bbox, *size)
                 if box is not None:
-                    area = found.area  # absent, null, a string: the box's own
-                    usable = isinstance(area, int | float) and math.isfinite(area)
+                    area = found.area  # absent, null, a string, no finite number: the box's own
+                    usable = isinstance(area, int | float) and abs(area) <= sys.float_info.max
                     crowd = found.iscrowd in (1, True, "1")
                     annotations.add(found.image_id, found, box, area if usable else box[2] * box[3], crowd)
-        except (TypeError, OverflowError):
+        except TypeError:
             raise CodoError(f"{path}: annotations[{index}] is not a COCO annotation") from None
         if reason is not None:
             skipped[reason] = skipped.get(reason, 0) + 1

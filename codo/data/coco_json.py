@@ -16,6 +16,9 @@ from codo.errors import CodoError
 
 _NO_ID = -(2**63)  # of an annotation without one
 
+MAX_ID = 2**63 - 1
+"""Of images and categories, negative or not."""
+
 
 class Annotation(Struct, gc=False):
     """What is read of an annotation; any value may be wrong."""
@@ -133,11 +136,24 @@ def checked(entry: Any, keys: dict[str, type], where: str) -> list[Any]:
     return values
 
 
+def check_id(found: int, where: str) -> None:
+    """Refuse an id that no 64-bit integer holds."""
+    if abs(found) > MAX_ID:
+        raise CodoError(f"{where}: id {found!s:.30} is too large; whole numbers below 2^63 are expected")
+
+
 def read_categories(content: dict[str, Any], path: Path) -> dict[int, str]:
     """Read the categories, id -> name, sorted by id; ids may have holes but not occur twice."""
     found: dict[int, str] = {}
     for index, entry in enumerate(entries_of(content, "categories", path)):
-        category, name = checked(entry, {"id": int, "name": str}, f"{path}: categories[{index}]")
+        where = f"{path}: categories[{index}]"
+        category, name = checked(entry, {"id": int, "name": str}, where)
+        check_id(category, where)
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            half = name[error.start]
+            raise CodoError(f"{where}: name {name!r:.60} is no Unicode text: {half!r} is half a character") from None
         if category in found:
             raise CodoError(f"{path}: category id {category} occurs twice")
         found[category] = name

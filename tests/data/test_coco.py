@@ -155,6 +155,11 @@ def edit(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         ("images.0", 5, r"images\[0\] has no 'id'"),
         ("images.0.height", "50", r"images\[0\]: height is '50'; a whole number is expected"),
         ("images.0.height", 0, r"images\[0\]: its size is 100 x 0"),
+        ("images.2.width", 2**32, r"images\[2\]: its size is 4294967296 x 10; pixels from 1 to 2147483647 are "),
+        ("images.0.id", 2**63, r"images\[0\]: id 9223372036854775808 is too large; .* below 2\^63"),
+        ("images.0.id", -(10**400), r"images\[0\]: id -10{28} is too large"),
+        ("categories.0.id", 2**63, r"categories\[0\]: id 9223372036854775808 is too large"),
+        ("categories.1.name", "a\ud83d", r"categories\[1\]: name 'a\\ud83d' is no Unicode text: '\\ud83d' is half a "),
         ("images.0.file_name", 5, r"images\[0\]: file_name is 5; a text is expected"),
         ("images.1.id", 7, r"images\[1\]: image id 7 occurs twice"),
         ("categories.0.id", 1, "category id 1 occurs twice"),
@@ -387,9 +392,19 @@ def test_numbers_of_another_kind(write: Callable[[Any], Path], content: dict[str
     assert "id" not in first
     assert (first["category_id"], first["image_id"], first["iscrowd"]) == (1, 7, 1)
     assert first["area"] == first["bbox"][2] * first["bbox"][3]
-    content["annotations"][0]["area"] = 10**400
-    with pytest.raises(CodoError, match=r"annotations\[0\] is not a COCO annotation"):
-        load_coco(write(content), tmp_path / "images")
+    content["annotations"][0] |= {"area": 10**400, "id": 2**63}
+    assert load_coco(write(content), tmp_path / "images").annotations[7] == [first]
+
+
+@pytest.mark.parametrize("number", [-1, 0, 2**63 - 1, -(2**63) + 1])
+def test_ids_of_64_bits_come_back(
+    write: Callable[[Any], Path], content: dict[str, Any], tmp_path: Path, number: int
+) -> None:
+    content["images"][0]["id"] = content["annotations"][0]["image_id"] = number
+    content["categories"][0]["id"] = content["annotations"][0]["category_id"] = number
+    data = load_coco(write(content), tmp_path / "images")
+    assert data.annotations[number] == [{**CONTENT["annotations"][0], "image_id": number, "category_id": number}]
+    assert data.categories[number] == "toothbrush"
 
 
 def test_a_large_file_is_lean(tmp_path: Path) -> None:
