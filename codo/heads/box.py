@@ -13,9 +13,10 @@ POOLED_SIZE = 7
 
 def box_head(
     in_channels: int = 256,
+    fc_channels: int = 1024,
+    *,
     conv_channels: int = 256,
     convs: int = 4,
-    fc_channels: int = 1024,
     norm_layer: type[nn.Module] = nn.BatchNorm2d,
 ) -> FastRCNNConvFCHead:
     """Build torchvision's `_v2` box head: `convs` x (3x3 conv + norm + ReLU) -> fc + ReLU.
@@ -24,9 +25,9 @@ def box_head(
 
     Args:
         in_channels: channels of a pooled box `(R, in_channels, 7, 7)`.
+        fc_channels: width of the output `(R, fc_channels)`.
         conv_channels: channels of each convolution.
         convs: how many convolutions.
-        fc_channels: width of the output `(R, fc_channels)`.
         norm_layer: norm after each convolution.
 
     Source:
@@ -34,7 +35,7 @@ def box_head(
 
     Example:
         >>> import torch
-        >>> box_head(16, 16, convs=2, fc_channels=32)(torch.randn(5, 16, 7, 7)).shape
+        >>> box_head(16, 32, conv_channels=16, convs=2)(torch.randn(5, 16, 7, 7)).shape
         torch.Size([5, 32])
     """
     return FastRCNNConvFCHead(

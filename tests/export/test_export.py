@@ -97,7 +97,7 @@ def encoder(run: Path, architecture: ArchitectureSection) -> tuple[Backbone, nn.
     state = read_source(str(run)).state
     backbone = Backbone(architecture.backbone, architecture.fpn_channels)
     a = architecture
-    head = box_head(a.fpn_channels, a.box_head_channels, a.box_head_convs, a.box_head_fc)
+    head = box_head(a.fpn_channels, a.box_head_fc, conv_channels=a.box_head_channels, convs=a.box_head_convs)
     for module, prefix in ((backbone, "backbone."), (head, "box_head.")):
         module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         module.eval()

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
 
 from codo.backbones import Backbone
 from codo.errors import CodoError
@@ -15,7 +16,7 @@ from codo.losses import Embeddings
 from codo.model import AlignedEncoder, MomentumEncoder, StageEncoder, bn_in_groups, build_encoder
 
 SIZES = {
-    "make_box_head": lambda channels, fc: box_head(channels, 16, 2, fc),
+    "make_box_head": partial(box_head, conv_channels=16, convs=2),
     "box_head_fc": 32,
     "projector_hidden": 32,
     "embedding": 8,
@@ -97,6 +98,12 @@ def test_a_users_own_projector_and_head_take_the_widths(images):
     encoder = build(embeds=("image", "level"), make_projector=projector, make_box_head=head, pool=RoIPool(0, True))
     assert asked == [(512, 512, 8), (32, 32, 8)]
     assert tuple(encoder(images, BOXES).level.shape) == (4, 4, 8)
+
+
+def test_the_box_head_is_by_default_torchvisions():
+    theirs = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None).roi_heads.box_head.state_dict()
+    ours = build_encoder(Backbone("resnet10t")).box_head.state_dict()
+    assert {name: tensor.shape for name, tensor in ours.items()} == {k: v.shape for k, v in theirs.items()}
 
 
 def test_levels_choose_the_pyramid_levels(images):

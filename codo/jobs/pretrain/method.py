@@ -162,7 +162,7 @@ def encoder_of(config: PretrainConfig, parts: Parts, embeds: set[str]) -> Aligne
             return parts.box_head(channels, fc)
         if model.box_head is not None:
             return make(model.box_head, channels, fc)
-        return box_head(channels, model.box_head_channels, model.box_head_convs, fc)
+        return box_head(channels, fc, conv_channels=model.box_head_channels, convs=model.box_head_convs)
 
     return build_encoder(
         backbone,

@@ -155,7 +155,10 @@ def _two_stage(config: TransferConfig, backbone: Backbone, num_classes: int, com
         "rpn_post_nms_top_n_test": detection.rpn_post_nms_test,
         "box_roi_pool": _RoIPool(POOLED_SIZE),
         "box_head": box_head(
-            channels, architecture.box_head_channels, architecture.box_head_convs, architecture.box_head_fc
+            channels,
+            architecture.box_head_fc,
+            conv_channels=architecture.box_head_channels,
+            convs=architecture.box_head_convs,
         ),
         "box_predictor": _Predictor(architecture.box_head_fc, num_classes + 1),
         "box_batch_size_per_image": detection.roi_batch_size,

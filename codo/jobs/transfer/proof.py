@@ -162,7 +162,10 @@ def _box_features(
 ) -> Tensor:
     """Compute the box head's features as pretraining does, box by box from its own level."""
     head = box_head(
-        architecture.fpn_channels, architecture.box_head_channels, architecture.box_head_convs, architecture.box_head_fc
+        architecture.fpn_channels,
+        architecture.box_head_fc,
+        conv_channels=architecture.box_head_channels,
+        convs=architecture.box_head_convs,
     ).eval()
     if norm == "gn":
         put_group_norms(head)

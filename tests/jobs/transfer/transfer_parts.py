@@ -32,9 +32,9 @@ def encoder_state(architecture: ArchitectureSection = ARCHITECTURE) -> dict[str,
         "backbone": Backbone(architecture.backbone, architecture.fpn_channels),
         "box_head": box_head(
             architecture.fpn_channels,
-            architecture.box_head_channels,
-            architecture.box_head_convs,
             architecture.box_head_fc,
+            conv_channels=architecture.box_head_channels,
+            convs=architecture.box_head_convs,
         ),
     }
     state = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
