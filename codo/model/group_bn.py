@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,16 +31,19 @@ def bn_in_groups(module: nn.Module, groups: int) -> Iterator[None]:
     """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)] if groups > 1 else []
     for norm in norms:
-        object.__setattr__(norm, "forward", partial(_in_parts, norm.forward, groups))
+        object.__setattr__(norm, "_parts", groups)
+        # Made of one function, always the same: a new one each time would have torch.compile begin anew.
+        object.__setattr__(norm, "forward", MethodType(_in_parts, norm))
     try:
         yield
     finally:
         for norm in norms:
             object.__delattr__(norm, "forward")
+            object.__delattr__(norm, "_parts")
 
 
-def _in_parts(forward: Callable[[Tensor], Tensor], groups: int, rows: Tensor) -> Tensor:
-    return torch.cat([forward(part) for part in rows.chunk(groups)])
+def _in_parts(norm: Any, rows: Tensor) -> Tensor:
+    return torch.cat([type(norm).forward(norm, part) for part in rows.chunk(norm._parts)])
 
 
 def by_group(maps: Sequence[Tensor], groups: int) -> Tensor:

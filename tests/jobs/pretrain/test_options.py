@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from codo.errors import CodoError
 from codo.jobs.pretrain.build import build_dataset, find_sources
@@ -90,6 +91,19 @@ def test_a_compiled_encoder_computes_the_same(tiny, monkeypatch):
     assert [r.loss for r in compiled] == pytest.approx(plain, rel=1e-3)
     assert run.method.query_encoder._compiled_call_impl is not None
     assert not any("_orig_mod" in name for name in run.method.state_dict())
+
+
+def test_only_the_first_step_compiles(tiny, monkeypatch):
+    counting, compile_module = CompileCounter(), nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compile_module(self, backend=counting))
+    config, seen = tiny(**{"run.compile": True}), []
+    run = Run(config, build_dataset(config, find_sources(config)))
+    batches = run.batches(3)
+    for _ in range(3):
+        run.advance(next(batches))
+        seen.append(counting.frame_count)
+    assert seen[0] > 0
+    assert seen == [seen[0]] * 3
 
 
 def test_each_optimizer_takes_its_fields(tiny):
