@@ -78,9 +78,10 @@ def ablate_command(
 
 def _seeds(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() for part in parts) or len(set(parts)) != len(parts):
+    seeds = [int(part) for part in parts if part.isdecimal()]
+    if len(set(seeds)) != len(parts):
         raise CodoError(f"--seeds {text}: whole numbers with commas between, each once, e.g. 0,1,2")
-    return [int(part) for part in parts]
+    return seeds
 
 
 def show_plan(plan: Plan) -> None:

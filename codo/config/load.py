@@ -110,10 +110,12 @@ def read_yaml(file: Path) -> dict[str, Any]:
         CodoError: it cannot be read, or is something else.
     """
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree = yaml.load(file.read_text(encoding="utf-8"), _Loader)  # a safe one
     except OSError as error:
         raise CodoError(f"config: cannot read {file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise CodoError(f"config: {file} is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError of bytes that are no text, of a date that is none
         line = " ".join(str(error).split())
         raise CodoError(f"config: {file} is not YAML: {line}") from error
     if tree is None:
@@ -123,13 +125,25 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return tree
 
 
+class _Loader(yaml.SafeLoader):
+    """The safe loader, but a key that stands twice is an error: the first value would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value != "<<" and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands here twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def _parse_set(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise CodoError(f"--set {text}: write field=value, e.g. --set optim.lr=0.05")
     try:
         return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise CodoError(f"--set {text}: the value is not YAML") from error
 
 

@@ -102,8 +102,14 @@ def read_architecture(weights: str) -> ArchitectureSection | None:
     text = metadata.get("architecture")
     if text is None:
         return None
-    custom = json.loads(metadata.get("custom", "{}")).get("backbone")
-    if custom is not None and ":" not in custom:
+    try:
+        custom = json.loads(metadata.get("custom", "{}")).get("backbone") or ""
+        nameable = not custom or ":" in custom
+    except (ValueError, AttributeError, TypeError):
+        raise CodoError(
+            f"weights: {path} has metadata that are not codo's: custom = {metadata['custom'][:80]}"
+        ) from None
+    if not nameable:
         raise CodoError(
             f"weights: {path} has the backbone {custom}, handed over from Python; pretrain with its dotted path "
             "(model.backbone=module:Name), so that the detector can be built"

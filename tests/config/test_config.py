@@ -65,6 +65,7 @@ def test_the_default_preset_runs_when_nothing_is_named_and_a_file_stands_on_its_
         (["loss.stage_levels=[5,4]"], "loss.stage_levels: one or more of 2, 3, 4, 5, ascending"),
         (["loss.stage_levels=[5,5]"], "loss.stage_levels: one or more of 2, 3, 4, 5, ascending, each once"),
         (["loss.levels=[2,3]", "loss.level_weights=[1,1,1]"], "loss.level_weights: 3 weights for 2 levels"),
+        (["loss.level_weights=[0,0,0,0]"], "loss.level_weights: every weight is 0, nothing would be learnt"),
         (["alignment=false", "loss.instance=1"], "needs alignment"),
         (["hierarchy=false", "loss.level=1"], "hierarchy is off"),
         (["loss.level=0"], "hierarchy=false instead"),
@@ -82,6 +83,7 @@ def test_the_default_preset_runs_when_nothing_is_named_and_a_file_stands_on_its_
         (["paste.background_crop=1.1"], "paste.background_crop = 1.1"),
         (["run.threads=-1"], "run.threads"),
         (["paste=3"], "paste = 3"),
+        (["optim.lr=2024-99-99"], "--set optim.lr=2024-99-99: the value is not YAML"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(sets, said):
@@ -100,6 +102,10 @@ def test_what_is_wrong_is_said_in_one_line(sets, said):
         ("preset: big\n", "there are codo, insloc"),
         ("preset: [a]\n", "there are codo, insloc"),
         ("!!python/object/apply:os.system ['true']\n", "not YAML"),
+        ("views: 2024-99-99\n", "not YAML"),
+        ("[" * 3000, "nested too deeply"),
+        ("views: 2\nviews: 3\n", "'views' stands here twice"),
+        ("optim: {lr: 1, lr: 2}\n", "'lr' stands here twice"),
     ],
 )
 def test_a_file_that_is_wrong_is_named(tmp_path, text, said):

@@ -97,7 +97,7 @@ def _keys(name: str, row: ResolvedRow) -> Keys:
 
 
 def without_unused_backgrounds(config: PretrainConfig) -> PretrainConfig:
-    """Leave out the backgrounds that a config pastes nothing on, so that it does not depend on them."""
-    if config.uses_backgrounds or config.data.foregrounds is None:
+    """Leave out the backgrounds that a config neither pastes nor probes on, so that it does not depend on them."""
+    if config.uses_backgrounds or config.run.probe_every or config.data.foregrounds is None:
         return config
     return config.model_copy(update={"data": config.data.model_copy(update={"backgrounds": None})})

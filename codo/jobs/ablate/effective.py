@@ -19,6 +19,7 @@ def inert(config: PretrainConfig) -> Iterator[tuple[str, str]]:
     stage = "stage" in config.loss_weights or bool(config.loss.custom)  # a user's own may ask for it
     if not config.alignment:
         yield "model.roi_canonical_size", "alignment is off: no box is assigned a level"
+        yield "model.projector_hidden", "alignment is off: there is no box head to project from"
     if not config.alignment and not stage:
         yield "jitter", "alignment is off: no box is pooled"
         for name in ("roi_sampling_ratio", "roi_aligned"):
@@ -41,6 +42,8 @@ def inert(config: PretrainConfig) -> Iterator[tuple[str, str]]:
         yield "loss.predictor_hidden", "loss.form is not cosine"
     if config.loss.negatives == "batch":
         yield "loss.queue_size", "loss.negatives is batch: there is no queue"
+    if config.optim.name == "adamw":
+        yield "optim.nesterov", "optim.name is adamw"
     if config.loss.form == "cosine" and not config.loss.dense:
         for name in ("negatives", "queue_size", *(() if config.loss.cell else ("temperature",))):
             yield f"loss.{name}", "loss.form is cosine: there are no negatives"

@@ -40,9 +40,9 @@ def estimate(plan: Plan) -> Estimate:
     known: dict[str, float] = {}
     seconds = {"pretrain": 0.0, "transfer": 0.0}
     for job in plan.remaining():
-        if job.kind == "probe" or job.settings is None:
+        if job.kind == "probe" or not isinstance(job.settings, PretrainConfig | TransferConfig):
             continue
-        key = config_hash(job.settings.model_copy(update={"seed": 0}))
+        key = config_hash(job.settings.model_copy(update={"seed": 0}), str(job.settings.data))
         if key not in known:
             errors.print(f"timing {plan_name(plan, job)}", markup=False)
             with _quiet():

@@ -87,6 +87,9 @@ def read_grid(file: Path, expand: bool = True) -> tuple[GridFile, Source]:
         if first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(keys[-1]), GridFile.model_fields, n=1)
             raise source.error(keys, "no such key" + (f"; did you mean {near[0]}?" if near else "")) from None
+        if keys[-1:] == ("[key]",):
+            told = f"the name {first['input']!r} is no text: YAML reads bare yes, no, on, off and numbers so; quote it"
+            raise source.error(keys[:1], told) from None
         if first["type"] == "missing":
             raise source.error(keys[:-1], f"{dotted(keys)} is missing") from None
         name, colon, rest = message.partition(": ")

@@ -77,9 +77,10 @@ def digest(*parts: Any) -> str:
 
 
 def config_hash(config: BaseModel, *parts: str) -> str:
-    """Hash what of a config decides numbers: all but paths, which the data's hash stands for."""
+    """Hash what of a config decides what is written: all but paths, which the data's hash stands for."""
     tree = config.model_dump(mode="json")
-    tree["run"] = {name: tree["run"].get(name) for name in BITS}
+    probing = {"probe_every": tree["run"]["probe_every"]} if tree["run"].get("probe_every") else {}
+    tree["run"] = {name: tree["run"].get(name) for name in BITS} | probing
     tree["data"] = {name: value for name, value in tree["data"].items() if name not in PATHS}
     tree.pop("weights", None)
     return digest(type(config).__name__, tree, *parts)

@@ -48,7 +48,7 @@ class Source:
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             raise CodoError(f"{file}:{line}: not YAML: {error.problem or error.context}") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # a ValueError of a date that is none
             raise CodoError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(tree, dict) or node is None:
             raise CodoError(f"{file}: a grid is a mapping (title, base, design, ...)")

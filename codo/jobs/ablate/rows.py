@@ -112,7 +112,7 @@ def row_changes(tree: dict[str, Any], keys: tuple[str | int, ...], source: Sourc
         else:
             own[key] = value
     for change in of_transfer:
-        refuse_reserved(change, source, ("weights", "seed"))
+        refuse_reserved(change, source, ("weights", "seed", "run", "architecture"))
     changes = flatten(own, keys, source, PretrainConfig)
     for change in changes:
         refuse_reserved(change, source, ("seed", "run"))
@@ -123,8 +123,8 @@ def refuse_reserved(change: Change, source: Source, names: Sequence[str]) -> Non
     """Refuse a field that the grid sets itself."""
     for name in names:
         if change.field == name or change.field.startswith(f"{name}."):
-            why = "a row has the machine of all the others" if name == "run" else "the grid sets it"
-            raise source.error(change.keys, f"{name} cannot vary: {why}")
+            why = {"run": "a row has the machine of all the others", "architecture": "it is the pretraining's `model`"}
+            raise source.error(change.keys, f"{name} cannot vary: {why.get(name, 'the grid sets it')}")
 
 
 def axes_of(grid: GridFile, source: Source) -> list[Axis]:
@@ -144,6 +144,8 @@ def axes_of(grid: GridFile, source: Source) -> list[Axis]:
                 message = f"a {grid.design} has axes that are on or off; name each value an axis of its own"
                 raise source.error((*keys, "values"), message)
             column = what.get("field", name)
+            if not isinstance(column, str):
+                raise source.error((*keys, "field"), f"the name of a field is expected, not {column!r}")
             for i, value in enumerate(what["values"]):
                 changes = row_changes({column: value}, keys, source)
                 placed = tuple(Change(c.field, c.value, (*keys, "values", i)) for c in changes)

@@ -206,4 +206,7 @@ def _option(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise CodoError(f"--executor-option {text}: write name=value, e.g. partition=gpu")
-    return name, yaml.safe_load(value)
+    try:
+        return name, yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError):
+        raise CodoError(f"--executor-option {text}: the value is not YAML") from None

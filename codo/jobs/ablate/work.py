@@ -26,9 +26,9 @@ CHECKOUT = Path(codo.__file__).parents[1]
 
 def next_arguments(folder: JobFolder) -> list[str]:
     """Compose the command that begins the job, or goes on where it was killed; clears what cannot be gone on with."""
-    if all((folder.run / name).is_file() for name in ("config.yaml", "checkpoint.pt")):
+    if (folder.run / "checkpoint.pt").is_file() and _same_places(folder):
         return [folder.kind, "--resume", str(folder.run)]
-    shutil.rmtree(folder.run, ignore_errors=True)  # killed before its first checkpoint
+    shutil.rmtree(folder.run, ignore_errors=True)  # killed before its first checkpoint, or its data were moved since
     return folder.command()
 
 
@@ -68,6 +68,16 @@ def start(
     lock.note(process.pid)
     lock.leave()
     return process
+
+
+def _same_places(folder: JobFolder) -> bool:
+    """Whether a run that was begun has the paths that its job has now."""
+    try:
+        trees = [yaml.safe_load((at / "config.yaml").read_text(encoding="utf-8")) for at in (folder.path, folder.run)]
+    except (OSError, yaml.YAMLError):
+        return False
+    job, run = ([tree.get(name) for name in ("data", "weights")] for tree in trees)
+    return job == run
 
 
 class Work:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from codo.config.transfer import TransferConfig
 from codo.jobs.transfer.data import load_data
 from codo.jobs.transfer.dataset import DetectionDataset, steps_per_epoch
@@ -25,7 +27,8 @@ STEPS, IMAGES = 3, 8
 def time_transfer(config: TransferConfig) -> float:
     """Estimate the seconds of a transfer: its steps, and its evaluations.
 
-    The weights are fresh: what they hold does not change how long a step takes.
+    The weights are fresh: what they hold does not change how long a step takes. Of a probe it is the time of its first
+    epoch, before the frozen trunk's features are kept.
 
     Args:
         config: of the transfer; its `weights` are not read.
@@ -36,7 +39,8 @@ def time_transfer(config: TransferConfig) -> float:
     data = load_data(config)
     hardware = hardware_of(config)
     hardware.apply()
-    detector = fresh_detector(config, len(data.labels), *normalisation(None)).to(hardware.device)
+    detector = fresh_detector(config, len(data.labels), *normalisation(None))
+    detector.to(hardware.device).to(memory_format=torch.channels_last)
     sides = config.detection.min_size[-1], config.detection.max_size
     train_set = DetectionDataset(data.train, data.labels, *sides, train=True, seed=config.seed, masks=data.masks)
     few = replace(data.val, images=data.val.images[:IMAGES])

@@ -71,7 +71,7 @@ def test_the_estimate_is_of_real_steps(write_grid, tmp_path):
 def test_mistakes_are_told(write_grid, tmp_path):
     with pytest.raises(CodoError, match="cannot read"):
         run(tmp_path / "absent.yaml", "--dry-run")
-    for seeds in ("a", "1,1", "-1", ""):
+    for seeds in ("a", "1,1", "-1", "", "²", "0,00"):
         with pytest.raises(CodoError, match=r"--seeds .*: whole numbers"):
             run(write_grid(), "--dry-run", "--seeds", seeds)
     assert "goes with --dry-run" in run(write_grid(), "--no-timing").output

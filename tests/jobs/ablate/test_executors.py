@@ -298,11 +298,28 @@ def test_submitit_in_a_process_in_place_of_slurm(write_grid, tmp_path, monkeypat
     assert vars(again.function) == vars(work)
 
 
+def test_a_refused_submission_is_one_line(write_grid, tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    from submitit.core.utils import FailedJobError
+
+    from codo.jobs.ablate.executors.slurm import SlurmExecutor
+
+    def refuse(_: object) -> None:
+        raise FailedJobError("sbatch: error:\ninvalid partition specified")
+
+    executor = SlurmExecutor(tmp_path / "slurm", None, {"cluster": "debug"})
+    monkeypatch.setattr(executor.executor, "submit", refuse)
+    with pytest.raises(CodoError, match="--executor slurm: refused: sbatch: error: invalid partition specified"):
+        executor.submit([short_task(write_grid, tmp_path)])
+
+
 def test_executors_refuse_what_they_cannot_do(plan, monkeypatch, tmp_path):
     with pytest.raises(CodoError, match="the local executor has none"):
         make_executor("local", None, plan, ["partition=gpu"])
     with pytest.raises(CodoError, match="write name=value"):
         make_executor("slurm", None, plan, ["partition"])
+    with pytest.raises(CodoError, match="--executor-option a=2024-99-99: the value is not YAML"):
+        make_executor("ray", None, plan, ["a=2024-99-99"])
     pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CodoError, match=r"--executor slurm: .*slurm"):

@@ -246,6 +246,29 @@ def test_equal_epochs(base, views, epochs):
             ":9: data.foregrounds: ${NOT_SET_X} is not set",
         ),
         ("ladder", "axes:\n  views: [2\n", ": not YAML"),
+        ("ladder", "axes:\n  views: 2024-13-01\n", "is not YAML: month must be in 1..12"),
+        ("ladder", "axes:\n  no: {views: 2}\n", ":7: axes: the name False is no text"),
+        (
+            "one_at_a_time",
+            "axes:\n  q: {values: [1], field: [a]}\n",
+            ":8: axes.q.field: the name of a field is expected",
+        ),
+        (
+            "one_at_a_time",
+            "axes:\n  t: {hierarchy: false, transfer.architecture.fpn_channels: 32}\n",
+            "architecture cannot vary: it is the pretraining's `model`",
+        ),
+        ("one_at_a_time", "axes:\n  t: {transfer.run.precision: bf16}\n", "run cannot vary: a row has the machine"),
+        (
+            "ladder",
+            "axes:\n  a: {alignment: false}\n  b: {model.projector_hidden: 50}\n",
+            ":9: axes.b: changes nothing against 'a': alignment is off: there is no box head",
+        ),
+        (
+            "ladder",
+            "axes:\n  a: {optim.name: adamw, optim.lr: 0.001}\n  b: {optim.nesterov: false}\n",
+            ":9: axes.b: changes nothing against 'a': optim.name is adamw",
+        ),
     ],
 )
 def test_refused_with_the_line(tmp_path, design, body, said):

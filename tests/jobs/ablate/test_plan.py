@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from webdataset import ShardWriter
@@ -13,7 +14,8 @@ from codo.jobs.ablate.code_version import changed_files, code_files, source_hash
 from codo.jobs.ablate.jobs import Store, config_hash
 from codo.jobs.ablate.plan import CellKey, make_plan
 from codo.jobs.ablate.resolve import load_grid
-from tests.jobs.ablate.conftest import TRANSFER
+from codo.jobs.ablate.work import next_arguments
+from tests.jobs.ablate.conftest import BASE, TRANSFER
 
 
 @pytest.fixture
@@ -87,6 +89,32 @@ def test_a_row_that_pastes_nothing_does_not_depend_on_the_backgrounds(planned, s
     key = CellKey("off", "tuned", 0)
     assert base.cells[key] == other.cells[key]
     assert base.cells[CellKey("full", "tuned", 0)] != other.cells[CellKey("full", "tuned", 0)]
+
+
+def test_probes_in_the_course_of_a_pretraining_make_other_jobs_and_look_at_the_same_images(planned):
+    def jobs(base: dict) -> list:
+        plan = planned(base=base, axes={"off": {"background": False}})
+        return [plan.jobs[plan.cells[CellKey(row, "tuned", 0)].pretrain] for row in ("full", "off")]
+
+    plain = jobs(BASE)
+    probed = jobs(BASE | {"run": BASE["run"] | {"probe_every": 1}})
+    assert not {job.name for job in plain} & {job.name for job in probed}
+    assert plain[1].settings.data.backgrounds is None
+    assert probed[1].settings.data.backgrounds == probed[0].settings.data.backgrounds
+
+
+def test_a_job_whose_data_were_moved_begins_again(planned):
+    job = next(iter(planned().jobs.values()))
+    folder = planned().store.folder(job.name)
+    folder.write(job)
+    folder.run.mkdir()
+    shutil.copy(folder.path / "config.yaml", folder.run)
+    (folder.run / "checkpoint.pt").touch()
+    assert next_arguments(folder) == ["pretrain", "--resume", str(folder.run)]
+    data = job.settings.data.model_copy(update={"foregrounds": "elsewhere"})
+    folder.write(replace(job, settings=job.settings.model_copy(update={"data": data})))
+    assert next_arguments(folder)[:2] == ["pretrain", "--config"]
+    assert not folder.run.exists()
 
 
 def test_jobs_of_several_processes_are_others(planned):

@@ -238,6 +238,14 @@ def test_a_backbone_that_only_python_knew_is_named(tmp_path):
         load_transfer_config(flags={"weights": str(file)})
 
 
+@pytest.mark.parametrize("custom", ["[", "[]", '{"backbone": 3}'])
+def test_metadata_of_parts_that_are_broken_are_refused(tmp_path, custom):
+    file = tmp_path / "w.safetensors"
+    save_weights(file, encoder_state(), metadata() | {"custom": custom})
+    with pytest.raises(CodoError, match="has metadata that are not codo's: custom = "):
+        load_transfer_config(flags={"weights": str(file)})
+
+
 @pytest.mark.parametrize("load", [("backbone",), ("backbone", "fpn"), ("fpn", "box_head"), ("box_head",)])
 def test_what_is_not_to_be_loaded_stays_fresh_and_is_counted(pretrained: Path, load: tuple[str, ...]) -> None:
     detector, source = build(), read_source(str(pretrained))

@@ -17,7 +17,7 @@ from typing import Any
 from codo.errors import CodoError
 from codo.jobs.ablate.executors.base import Task
 from codo.jobs.ablate.lock import is_held
-from codo.jobs.ablate.work import CHECKOUT, Work
+from codo.jobs.ablate.work import Work
 
 MANY = 1000
 """Tasks submitted at a time where no number is given: Slurm's default MaxArraySize is 1001."""
@@ -84,8 +84,13 @@ class SlurmExecutor:
     def submit(self, tasks: Sequence[Task]) -> None:
         """Submit tasks, several as one array."""
         works = [RequeuedWork(t.folder.path.absolute(), _variables(t), t.processes, Path.cwd()) for t in tasks]
-        with self.executor.batch():
-            found = [self.executor.submit(work) for work in works]
+        from submitit.core.utils import FailedJobError
+
+        try:
+            with self.executor.batch():
+                found = [self.executor.submit(work) for work in works]
+        except FailedJobError as error:
+            raise CodoError(f"--executor slurm: refused: {' '.join(str(error).split())}") from error
         self._folders = self._folders | {task.name: task.folder.path for task in tasks}
         self._running |= dict(zip((task.name for task in tasks), found, strict=True))
 
@@ -107,7 +112,7 @@ class SlurmExecutor:
 
 
 def _variables(task: Task) -> dict[str, str]:
-    return {"OMP_NUM_THREADS": str(task.threads), "PYTHONPATH": str(CHECKOUT)}
+    return {"OMP_NUM_THREADS": str(task.threads)}
 
 
 def _code(job: Any) -> int:
