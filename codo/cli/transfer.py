@@ -69,9 +69,7 @@ _FLAGS = {
     "--frozen-norm", type=click.Choice(["population", "batch"]), help="Statistics that frozen batch norms use."
 )
 @click.option("--seed", type=int, help="Fresh weights, order, flips, sampling and the share of --fraction.")
-@click.option(
-    "--seeds", metavar="N,N,...", help="A run each, in OUT/seed-N; mean and deviation; again: goes on."
-)
+@click.option("--seeds", metavar="N,N,...", help="A run each, in OUT/seed-N; mean and deviation; again: goes on.")
 @click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")
 @click.option(
     "--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="Arithmetic of the convolutions."
