@@ -333,6 +333,10 @@ class PretrainConfig(Section):
             raise ValueError(
                 f"loss.level_weights: {len(self.level_weights)} weights for {len(self.loss.levels)} levels"
             )
+        if "level" in self.loss_weights and not any(self.level_weights):
+            raise ValueError(
+                "loss.level_weights: every weight is 0, nothing would be learnt; set hierarchy=false instead"
+            )
         if self.optim.batch_size % self.model.bn_groups or self.optim.batch_size < 2 * self.model.bn_groups:
             raise ValueError(
                 f"model.bn_groups: {self.model.bn_groups} must divide the batch of {self.optim.batch_size} "
