@@ -103,7 +103,12 @@ class Collapse:
         self.readings = 0
 
     def update(self, step: int, measures: dict[str, float]) -> str | None:
-        """Take in the measures after `step` steps; return a warning where they show a collapse."""
+        """Take in the measures after `step` steps; return a warning where they show a collapse.
+
+        Nothing is measured where nothing is contrasted.
+        """
+        if not measures:
+            return None
         self.readings += 1
         rate = max(0.2, 1 / self.readings)
         self.std += rate * (measures["embedding_std"] - self.std)

@@ -356,6 +356,11 @@ def test_collapse_is_measured_logged_and_said_once(tiny, tmp_path, monkeypatch, 
     assert set(out.summary["warnings"]) == {"collapse"}
 
 
+def test_a_run_with_the_box_loss_alone_is_logged(tiny, tmp_path):
+    fields = {"hierarchy": False, "loss.instance": 0, "loss.box": 1, "optim.epochs": 1}
+    assert "loss_box" in curve(pretrain(tiny(**fields), tmp_path / "run").path)[0]
+
+
 def test_a_full_disk_is_said_and_the_older_checkpoint_stays(tiny, tmp_path, monkeypatch):
     out = tmp_path / "full"
     stopped_run(tiny(), out, 3, monkeypatch)

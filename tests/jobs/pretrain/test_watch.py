@@ -62,6 +62,10 @@ def test_collapse_is_said_in_plain_words_and_not_of_the_first_steps(measures, sa
     assert (warning is None) if said is None else (said in warning)
 
 
+def test_where_nothing_is_contrasted_nothing_is_watched():
+    assert Collapse().update(Collapse.STEPS, collapse_measures(Embeddings(offsets=rows(0)[None, :, :4]))) is None
+
+
 def test_one_bad_reading_is_no_collapse():
     watch = Collapse()
     for step in range(0, 200, 10):
