@@ -22,6 +22,7 @@ def effective_rank(rows: Tensor) -> float:
         >>> round(effective_rank(torch.cat([torch.eye(3), -torch.eye(3)])), 6)
         3.0
     """
+    rows = rows.cpu()  # not all devices have doubles (MPS)
     centred = (rows - rows.mean(0)).double()  # the root of an eigenvalue keeps half of its digits
     # Singular values by the smaller Gram matrix: a tenth of the time of an SVD.
     gram = centred @ centred.T if len(rows) < rows.shape[1] else centred.T @ centred

@@ -115,11 +115,22 @@ def test_alignment_and_uniformity_equal_numpy():
     assert uniformity(torch.ones(N, D)) == pytest.approx(0, abs=1e-9)
 
 
+class WithoutDoubles(torch.Tensor):
+    """On a device that has no doubles, as MPS has none."""
+
+    def double(self):
+        raise TypeError("no float64 here")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
 @pytest.mark.parametrize("count", [4, 12])  # fewer and more rows than dimensions
 def test_effective_rank_equals_numpy(count):
     rows = noise(count, 6)
     singular = np.linalg.svd((rows - rows.mean(0)).double().numpy(), compute_uv=False)
     share = singular[singular > 1e-9] / singular.sum()
+    assert effective_rank(rows.as_subclass(WithoutDoubles)) == effective_rank(rows)
     assert effective_rank(rows) == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-4)
 
 
