@@ -130,11 +130,11 @@ def _timm_body(name: str) -> tuple[nn.Module, list[int]]:
     body: Any = timm.create_model(name, features_only=True, out_indices=indices)
     try:
         _try_size(body)
-    except AssertionError:  # Swin: made for one image size unless told otherwise
+    except (AssertionError, RuntimeError, ValueError):  # Swin: made for one image size unless told otherwise
         try:
             body = timm.create_model(name, features_only=True, out_indices=indices, strict_img_size=False)
             _try_size(body)
-        except (TypeError, AssertionError, RuntimeError) as error:
+        except (TypeError, AssertionError, RuntimeError, ValueError) as error:
             raise CodoError(f"backbone: {name} takes images of one size only ({error})") from error
     return body, body.feature_info.channels()
 

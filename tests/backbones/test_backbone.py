@@ -57,6 +57,7 @@ def test_swin_maps_are_turned_to_channels_first():
         ("resnet5O", "did you mean .*resnet50"),
         ("vit_small_patch16_224", "strides? .*4, 8, 16 and 32"),
         ("zzzz", "no model 'zzzz'"),
+        ("efficientformer_l1", "takes images of one size only"),
     ],
 )
 def test_backbones_that_do_not_fit_are_refused(name, said):
