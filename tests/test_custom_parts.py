@@ -174,6 +174,16 @@ class Vector(codo.Loss):
     def forward(self, query, key): return query.image.sum(1)
 class Grey:
     def __call__(self, rng, image, box, foregrounds): return image.mean(2), box
+class Alone:
+    def __call__(self, rng, image, box, foregrounds): return image
+class Turned:
+    def __call__(self, rng, image, box, foregrounds): return image, box[::-1]
+class Flat:
+    def __call__(self, rng, box, canvas): return box[[0, 1, 2, 1]]
+class Endless:
+    def __call__(self, rng, box, canvas): return box * np.array([1, 1, np.inf, 1])
+class Three:
+    def __call__(self, rng, box, canvas): return box[:3]
 class Body(torch.nn.Module):
     channels = [1, 2, 3, 4]
     def forward(self, images): return [images] * 4
@@ -196,6 +206,15 @@ class Body(torch.nn.Module):
             "bad_parts:NoEmbeds: .*unexpected keyword",
         ),
         ("augment", ["bad_parts:Grey"], r"augmenter Grey: must return an image \(64, 64, 3\) uint8"),
+        ("augment", ["bad_parts:Alone"], r"augmenter Alone: must return an image \(64, 64, 3\) uint8 and a box"),
+        (
+            "augment",
+            ["bad_parts:Turned"],
+            r"augmenter Turned: must return .* a box \(4,\), finite, x0 < x1 and y0 < y1",
+        ),
+        ("jitter.custom", "bad_parts:Flat", r"jitter Flat: must return a box \(4,\), finite, x0 < x1 and y0 < y1"),
+        ("jitter.custom", "bad_parts:Endless", r"jitter Endless: must return a box \(4,\), finite"),
+        ("jitter.custom", "bad_parts:Three", r"jitter Three: must return a box \(4,\)"),
         ("model.backbone", "bad_parts:Body", "must have `channels` of C2-C5"),
     ],
 )

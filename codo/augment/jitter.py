@@ -52,7 +52,7 @@ class RatioJitter:
     Args:
         ratio: r; x and y shift by U(-r, r) of w and h, w and h scale by 1 + U(-r, r).
         p: probability that a box is jittered at all.
-        min_iou: redraw when the IoU with the exact box falls under this; the exact box after ten tries.
+        min_iou: redraw when the IoU with the exact box falls under this, or is 0; the exact box after ten tries.
 
     Source:
         SoCo's form; p, r = .15 and min_iou are ours.
@@ -79,7 +79,8 @@ class RatioJitter:
             left, top = x0 + right * width, y0 + down * height
             corners = (left, top, left + width * (1 + wider), top + height * (1 + higher))
             jittered = [min(max(corner, 0.0), float(canvas)) for corner in corners]
-            if _iou(jittered, exact) >= self.min_iou:
+            iou = _iou(jittered, exact)
+            if iou > 0 and iou >= self.min_iou:  # a box off the canvas is clipped to nothing
                 return np.array(jittered, np.float32)
         return box
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -228,25 +229,59 @@ class ViewSampler:
             view = self.view.choose(geometry, epoch) if isinstance(self.view, MixedView) else self.view
             image, box, (u0, v0, u1, v1) = view(geometry, foreground, images[i])
             for augment in self.augmenters:
-                image, box = self.check(augment, *augment(geometry, image, box, self.foregrounds))
+                image, box = self._check_view(augment, augment(geometry, image, box, self.foregrounds))
             if self.augmenters:
                 images[i] = image
             x0, y0, x1, y1 = box.tolist()
             exact[i] = (side - x1, y0, side - x0, y1) if flip else (x0, y0, x1, y1)
             sources[i] = (u1, v0, u0, v1) if flip else (u0, v0, u1, v1)
             jitters = self.jitter_crops or isinstance(view, PasteView)
-            jittered[i] = self.jitter(geometry, exact[i].copy(), side) if jitters else exact[i]
+            jittered[i] = self._check_jittered(self.jitter(geometry, exact[i].copy(), side)) if jitters else exact[i]
         pixels, *boxes = (torch.from_numpy(array) for array in (images, exact, jittered, sources))
         return Views(pixels, boxes[0], boxes[1], boxes[2], colour)
 
-    def check(self, augment: Augmenter, image: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _check_view(self, augment: Augmenter, found: object) -> tuple[np.ndarray, np.ndarray]:
         """Refuse what is no view.
 
         Raises:
             CodoError: an augmenter returned something of another shape or kind.
         """
         side = self.view.canvas
-        if getattr(image, "shape", None) != (side, side, 3) or image.dtype != np.uint8 or np.shape(box) != (4,):
-            name = getattr(augment, "__name__", type(augment).__name__)
-            raise CodoError(f"augmenter {name}: must return an image ({side}, {side}, 3) uint8 and a box (4,)")
-        return image, np.asarray(box, np.float32)
+        image, box = found if isinstance(found, tuple | list) and len(found) == 2 else (None, None)
+        checked = _box(box)
+        fits = isinstance(image, np.ndarray) and image.shape == (side, side, 3) and image.dtype == np.uint8
+        if checked is None or not fits:
+            raise CodoError(
+                f"augmenter {_name(augment)}: must return an image ({side}, {side}, 3) uint8 and a box (4,), {CORNERS}"
+            )
+        return image, checked
+
+    def _check_jittered(self, found: object) -> np.ndarray:
+        """Refuse what is no box.
+
+        Raises:
+            CodoError: the jitter returned something else.
+        """
+        box = _box(found)
+        if box is None:
+            raise CodoError(f"jitter {_name(self.jitter)}: must return a box (4,), {CORNERS}")
+        return box
+
+
+CORNERS = "finite, x0 < x1 and y0 < y1"
+
+
+def _box(found: Any) -> np.ndarray | None:
+    """Read a box with an area, `(4,)` float32; None where it is none."""
+    try:
+        box = np.asarray(found, np.float32)
+    except (TypeError, ValueError):
+        return None
+    if box.shape != (4,):
+        return None
+    x0, y0, x1, y1 = box.tolist()
+    return box if -math.inf < x0 < x1 < math.inf and -math.inf < y0 < y1 < math.inf else None
+
+
+def _name(part: object) -> str:
+    return getattr(part, "__name__", type(part).__name__)

@@ -109,6 +109,12 @@ def test_ratio_jitter_redraws_below_the_bound(boxes):
     assert loose.mean() == pytest.approx(0.57, abs=0.012)
 
 
+def test_a_ratio_jitter_without_a_bound_still_gives_a_box():
+    rng, corner = np.random.default_rng(0), np.array([200, 200, 256, 256], np.float32)
+    drawn = np.array([RatioJitter(0.99, min_iou=0)(rng, corner, CANVAS) for _ in range(3000)])
+    assert ((drawn[:, 2:] - drawn[:, :2]) > 0).all()
+
+
 def test_ratio_jitter_gives_the_exact_box_after_ten_tries():
     box = np.array([10, 10, 20, 20], np.float32)
     assert (RatioJitter(0.9, min_iou=1.0)(np.random.default_rng(0), box, CANVAS) == box).all()
