@@ -97,14 +97,14 @@ class ColourJitter:
 
     def draw(self, rngs: Sequence[np.random.Generator]) -> ColourParameters:
         """Draw the parameters of N views, one from each generator."""
-        strengths = (self.brightness, self.contrast, self.saturation, self.hue)
+        strengths = (self.brightness, self.contrast, self.saturation)
         factors, orders, greys, sigmas, flips = [], [], [], [], []
         for rng in rngs:
             # Always the same draws, used or not: a switch moves no other number.
-            changed, grey, blurred, flipped, *spread = rng.random(8).tolist()
+            changed, grey, blurred, flipped, *spread, turn = rng.random(8).tolist()
             order, sigma = rng.permutation(4), uniform(rng, *self.blur_sigma)
-            drawn = [(2 * u - 1) * s + rest for u, s, rest in zip(spread, strengths, UNCHANGED, strict=True)]
-            factors.append(drawn if changed < self.p else UNCHANGED)
+            drawn = [_factor(u, s) for u, s in zip(spread, strengths, strict=True)]
+            factors.append((*drawn, (2 * turn - 1) * self.hue) if changed < self.p else UNCHANGED)
             orders.append(order)
             greys.append(grey < self.grey_p)
             sigmas.append(sigma if blurred < self.blur_p else 0.0)
@@ -116,6 +116,11 @@ class ColourJitter:
             torch.tensor(sigmas, dtype=torch.float32),
             torch.tensor(flips),
         )
+
+
+def _factor(share: float, strength: float) -> float:
+    """Spread `share` of [0, 1] over max(0, 1 - strength) to 1 + strength."""
+    return (2 * share - 1) * strength + 1 if strength <= 1 else share * (1 + strength)
 
 
 def colour_matrix(parameters: ColourParameters, mean: Tensor) -> tuple[Tensor, Tensor]:

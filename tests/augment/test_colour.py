@@ -126,6 +126,14 @@ def test_the_draws_follow_moco_v2():
     assert len({tuple(o) for o in drawn.order.tolist()}) == 24
 
 
+def test_a_factor_is_never_below_zero():
+    rng = np.random.default_rng(0)
+    drawn = np.array([ColourJitter(brightness=1.5, p=1)(rng).factors[0] for _ in range(2000)])
+    assert drawn.min() == pytest.approx(0, abs=0.01)
+    assert drawn.max() == pytest.approx(2.5, abs=0.01)
+    assert drawn.mean() == pytest.approx(1.25, abs=0.05)
+
+
 def test_a_switch_moves_no_other_number():
     a, b = (ColourJitter(**s)(np.random.default_rng(3)) for s in ({"p": 1.0}, {"p": 1.0, "grey_p": 0.0, "blur_p": 0.0}))
     assert torch.equal(a.factors, b.factors)
