@@ -37,8 +37,9 @@ class Contrast(NamedTuple):
         """Sum the weighted losses, and average the accuracies."""
         return Contrast(
             torch.stack([w * term.loss for w, term in zip(weights, terms, strict=True)]).sum(),
-            torch.stack([term.queue_accuracy for term in terms]).mean(),
-            torch.stack([term.batch_accuracy for term in terms]).mean(),
+            # Those left at their default lie on the processor.
+            torch.stack([term.queue_accuracy.to(term.loss.device) for term in terms]).mean(),
+            torch.stack([term.batch_accuracy.to(term.loss.device) for term in terms]).mean(),
         )
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from codo.heads import MLPProjector
 from codo.losses import (
+    Contrast,
     CosineLoss,
     DenseLoss,
     Embeddings,
@@ -196,6 +197,12 @@ def test_dense_loss_equals_numpy(negatives):
     assert float(contrast.loss) == pytest.approx(np.mean(losses), rel=1e-5)
     loss.update(key)
     assert np.allclose(loss.queue.keys[:batch].numpy(), pooled, atol=1e-6)
+
+
+def test_a_sum_is_taken_where_the_losses_are():
+    loss = torch.zeros((), device="meta")
+    terms = [Contrast(loss), Contrast(loss, loss, loss)]
+    assert {value.device.type for value in Contrast.sum(terms, (1.0, 1.0))} == {"meta"}
 
 
 def test_losses_are_of_one_kind():
