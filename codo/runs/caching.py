@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from codo.errors import CodoError
+from codo.runs.files import cannot_write
 
 
 def cache_root() -> Path:
@@ -74,9 +75,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             target.rmdir()  # only ever an empty folder: what is not empty makes this fail
         os.replace(temporary, target)
     except OSError as error:
-        raise CodoError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder"
-        ) from error
+        raise cannot_write(path, error) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -40,20 +40,48 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)  # mkstemp gives 0600; a run folder is shared like any other file
         os.replace(temporary, path)
     except OSError as error:
-        raise CodoError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder"
-        ) from error
+        raise cannot_write(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
 
+def cannot_write(path: Path, error: OSError) -> CodoError:
+    """Say why `path` cannot be written, and what helps."""
+    if file := blocking_file(path):
+        return CodoError(f"cannot write {path}: {file} is a file; choose another folder")
+    return CodoError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder")
+
+
+def blocking_file(path: Path) -> Path | None:
+    """Find a file where `path` needs a folder above it."""
+    # By os.path: pathlib's own raise where a name is too long.
+    return next((above for above in path.parents if os.path.exists(above) and not os.path.isdir(above)), None)
+
+
+def check_place(path: str | Path) -> None:
+    """Refuse a file that cannot be written, before the work whose result it is to hold; its folder is created.
+
+    Raises:
+        CodoError: no file can be made there, or a folder is there.
+    """
+    path = Path(path)
+    if os.path.isdir(path):
+        raise CodoError(f"cannot write {path}: it is a folder; name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent):
+            pass
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8, atomically."""
+    """Write `text` as UTF-8, atomically; a file name's bytes that are no text (lone surrogates) as `\\udcff`."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
+    """Write `value` as indented JSON, atomically; `\\udcff` is JSON's own way, and comes back as it was."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

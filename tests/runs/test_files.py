@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from codo.errors import CodoError
-from codo.runs.files import atomic_path, write_json, write_text
+from codo.runs.files import atomic_path, check_place, write_json, write_text
 
 
 @pytest.fixture
@@ -94,8 +94,21 @@ def test_folders_on_the_way_are_made(tmp_path: Path) -> None:
 
 
 def test_a_file_where_a_folder_should_be_is_an_error(file: Path) -> None:
-    with pytest.raises(CodoError, match=r"cannot write .*below\.txt"):
-        write_text(file / "below.txt", "x")
+    for below in (file / "below.txt", file / "a" / "below.txt"):
+        for write in (lambda path: write_text(path, "x"), check_place):
+            with pytest.raises(CodoError, match=rf"^cannot write {below}: {file} is a file; choose another folder$"):
+                write(below)
+
+
+def test_a_place_is_checked_before_the_work(file: Path) -> None:
+    check_place(file)
+    check_place(file.parent / "new" / "b.txt")
+    assert {path.name for path in file.parent.rglob("*")} == {"a.txt", "new"}
+    assert file.read_text() == "old"
+    with pytest.raises(CodoError, match="is a folder; name a file"):
+        check_place(file.parent)
+    with pytest.raises(CodoError, match="File name too long; free some space or choose another folder"):
+        check_place(file.parent / ("x" * 300) / "c.txt")
 
 
 def test_a_folder_at_the_path_is_an_error_and_stays(tmp_path: Path) -> None:
@@ -120,6 +133,14 @@ def test_files_are_as_readable_as_the_umask_says(tmp_path: Path, umask: int, mod
 def test_text_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
     write_text(tmp_path / "a", "Größe 像")
     assert (tmp_path / "a").read_bytes() == "Größe 像".encode()
+
+
+def test_bytes_of_a_file_name_that_are_no_text_come_back(tmp_path: Path) -> None:
+    name = b"caf\xe9 \xc3\xa9.jpg".decode("utf-8", "surrogateescape")
+    write_json(tmp_path / "a", {"unreadable": [name], name: 1})
+    assert json.loads((tmp_path / "a").read_text(encoding="utf-8")) == {"unreadable": [name], name: 1}
+    write_text(tmp_path / "a", name)
+    assert (tmp_path / "a").read_bytes() == b"caf\\udce9 \xc3\xa9.jpg"
 
 
 def test_json_is_readable_by_people_and_by_json(tmp_path: Path) -> None:
