@@ -6,12 +6,11 @@ import json
 from collections import OrderedDict
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from codo.errors import CodoError
 from codo.export.contents import Contents
-from codo.runs.files import atomic_path
+from codo.runs.checkpoint import save_torch
 from codo.weights import keys
 
 SUFFIXES = (".pth",)
@@ -29,8 +28,7 @@ def names(contents: Contents) -> dict[str, str]:
 def write(path: Path, tensors: dict[str, Tensor], contents: Contents) -> list[str]:
     """Write `{"state_dict", "meta"}`."""
     meta = {"codo_version": contents.version, "codo_run": contents.fingerprint}
-    with atomic_path(path) as temporary:
-        torch.save({"state_dict": OrderedDict(tensors), "meta": meta}, temporary)
+    save_torch(path, {"state_dict": OrderedDict(tensors), "meta": meta})
     return []
 
 

@@ -6,14 +6,13 @@ import json
 from collections import OrderedDict
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from codo.augment import IMAGENET_MEAN, IMAGENET_STD
 from codo.config.sections import ArchitectureSection
 from codo.config.transfer import DetectionSection
 from codo.export.contents import Contents
-from codo.runs.files import atomic_path
+from codo.runs.checkpoint import save_torch
 from codo.weights import keys
 
 SUFFIXES = (".pth", ".pt")
@@ -46,8 +45,7 @@ def write(path: Path, tensors: dict[str, Tensor], contents: Contents) -> list[st
                 versions[parent] = {"version": 2}
         versions[module] = {"version": 2 if is_norm else 1}
     state._metadata = versions  # type: ignore[attr-defined]
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+    save_torch(path, state)
     return []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,18 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     Raises:
         CodoError: the file cannot be written, e.g. because the disk is full; an older checkpoint stays.
     """
+    save_torch(path, state)
+
+
+def save_torch(path: Path, value: Any) -> None:
+    """Write torch's file of `value`, atomically.
+
+    Raises:
+        CodoError: it cannot be written, e.g. because the disk is full; an older one stays.
+    """
     with atomic_path(path) as temporary:
         try:
-            torch.save(state, temporary)
+            torch.save(value, temporary)
         except RuntimeError as error:  # torch's zip writer reports a full disk this way
             raise OSError(str(error).splitlines()[0]) from error
 
@@ -36,7 +46,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CodoError(f"no checkpoint at {path}: the run was stopped before its first one") from None
     except Exception as error:
         # torch's own message may advise to read it in a way that runs code.
-        why = "it is cut off or not a checkpoint" if not isinstance(error, OSError) else error.strerror
+        of_disk = isinstance(error, OSError) and error.errno != errno.EINVAL  # torch seeks before a cut file's start
+        why = error.strerror if isinstance(error, OSError) and of_disk else "it is cut off or not a checkpoint"
         raise CodoError(f"cannot read the checkpoint {path}: {why}") from error
     if not isinstance(state, dict):
         raise CodoError(f"{path} is not a codo checkpoint")

@@ -6,6 +6,7 @@ import json
 import pickle
 import pickletools
 import re
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -407,6 +408,18 @@ def test_other_backbones_have_no_names_there(format: str, tmp_path: Path) -> Non
             export_run(source, format, tmp_path / f"codo{ENDINGS[format]}")
         assert "\n" not in str(caught.value)
     assert not (tmp_path / f"codo{ENDINGS[format]}").exists()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(format: str, run: Path, tmp_path: Path) -> None:
+    out, (soft, hard) = tmp_path / f"out{ENDINGS[format]}", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(CodoError, match=rf"^cannot write {out}.*; free some space or choose another folder$"):
+            export_run(run, format, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_what_cannot_be_exported(run: Path, tmp_path: Path) -> None:

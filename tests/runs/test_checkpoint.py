@@ -71,7 +71,9 @@ def test_a_truncated_one_is_named(tmp_path: Path, keep: float) -> None:
     file = tmp_path / "checkpoint.pt"
     save_checkpoint(file, {"w": torch.ones(1000)})
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * keep)])
-    with pytest.raises(CodoError, match=r"cannot read the checkpoint .*checkpoint\.pt: .") as raised:
+    with pytest.raises(
+        CodoError, match=r"cannot read the checkpoint .*checkpoint\.pt: it is cut off or not a checkpoint$"
+    ) as raised:
         load_checkpoint(file)
     assert "\n" not in str(raised.value)
 
@@ -80,7 +82,7 @@ def test_another_kind_of_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "c").write_text("weights: none\n")
     with pytest.raises(CodoError, match="cannot read the checkpoint"):
         load_checkpoint(tmp_path / "c")
-    with pytest.raises(CodoError, match="cannot read the checkpoint"):
+    with pytest.raises(CodoError, match=r"cannot read the checkpoint .*: Is a directory"):
         load_checkpoint(tmp_path)
 
 
