@@ -17,6 +17,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from pydantic import BaseModel
 from codo._version import __version__
 from codo.config.load import dump_yaml
 from codo.errors import CodoError
-from codo.runs.files import write_json, write_text
+from codo.runs.files import blocking_file, write_json, write_text
 from codo.runs.hardware import Hardware
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "pycocotools", "hotcoco", "pydantic", "safetensors")
@@ -42,16 +43,24 @@ class RunFolder:
         self.path = path
 
     @staticmethod
-    def check_free(out: Path | None) -> None:
+    def check_free(out: Path | None, *, resumable: bool = True) -> None:
         """Refuse a folder that holds something, before any work is done for it.
 
+        Args:
+            out: where to; None is free.
+            resumable: whether what asks for it can go on with the run that may be there.
+
         Raises:
-            CodoError: `out` exists and is not empty.
+            CodoError: `out` is a file, lies below one, or exists and is not empty.
         """
-        if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise CodoError(
-                f"--out {out} exists already; name another folder, or continue that run with --resume {out}"
-            )
+        if out is None:
+            return
+        if file := blocking_file(out / "config.yaml"):
+            raise CodoError(f"--out {out}: {file} is a file; name another folder")
+        if os.path.isdir(out) and any(out.iterdir()):
+            more = resumable and (out / "config.yaml").is_file()
+            told = f", or continue that run with --resume {out}" if more else ""
+            raise CodoError(f"--out {out} exists already; name another folder{told}")
 
     @staticmethod
     def create(out: Path | None, kind: str) -> RunFolder:
@@ -79,7 +88,9 @@ class RunFolder:
                 except FileExistsError:
                     number += 1
         except OSError as error:
-            raise CodoError(f"cannot make the run folder {out or 'runs'}: {error.strerror}") from error
+            file = blocking_file(out or Path("runs") / kind)
+            why = f"{file} is a file" if file else error.strerror
+            raise CodoError(f"cannot make the run folder {out or 'runs'}: {why}") from error
 
     @staticmethod
     def open(path: Path) -> RunFolder:
@@ -113,9 +124,9 @@ class RunFolder:
         write_json(self.path / "environment.json", now)
         write_text(self.path / "config.yaml", dump_yaml(config))  # last: it makes the folder a run folder
 
-    def environment(self) -> dict[str, Any]:
-        """Read back what `write_start` recorded of the environment."""
-        return self._read_json("environment.json")
+    def environment(self, *keys: str) -> dict[str, Any]:
+        """Read back what `write_start` recorded of the environment: `fingerprint`, and more that must be there."""
+        return read_json(self.path / "environment.json", ("fingerprint", *keys))
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl.
@@ -130,10 +141,14 @@ class RunFolder:
             raise CodoError(f"cannot write {self.path / 'metrics.jsonl'}: {error.strerror}") from error
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read metrics.jsonl; a last line that was cut off by a kill is left out."""
+        """Read metrics.jsonl; a last line that was cut off by a kill is left out.
+
+        Raises:
+            CodoError: another line is damaged; says which.
+        """
         file = self.path / "metrics.jsonl"
-        lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.is_file() else []
-        return [json.loads(line) for line in lines]
+        lines = file.read_bytes().split(b"\n")[:-1] if file.is_file() else []
+        return [_metrics_of(line, f"{file}, line {number}") for number, line in enumerate(lines, 1)]
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the metrics after `step`, which a resumed run is about to compute again."""
@@ -149,11 +164,42 @@ class RunFolder:
         """Whether the run came to its end."""
         return (self.path / "summary.json").is_file()
 
-    def _read_json(self, name: str) -> dict[str, Any]:
-        try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CodoError(f"cannot read {self.path / name}: {error}") from error
+
+def read_json(file: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """Read a JSON object that codo wrote.
+
+    Args:
+        file: of a run folder.
+        keys: what it must have; `data.fingerprint` is `fingerprint` in the object `data`.
+
+    Raises:
+        CodoError: it cannot be read, is no JSON object, or lacks a key; says which.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CodoError(f"cannot read {file}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CodoError(f"cannot read {file}: {error}") from error
+    if not isinstance(content, dict):
+        raise CodoError(f"cannot read {file}: it is no JSON object")
+    for key in keys:
+        found: Any = content
+        for name in key.split("."):
+            if not isinstance(found, dict) or name not in found:
+                raise CodoError(f'cannot read {file}: it lacks "{key}"')
+            found = found[name]
+    return content
+
+
+def _metrics_of(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        raise CodoError(f"{where} is damaged; remove that line")
+    return record
 
 
 def environment(fingerprint: str, data: dict[str, Any], hardware: Hardware | None) -> dict[str, Any]:

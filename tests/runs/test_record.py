@@ -52,13 +52,22 @@ def test_a_named_folder_is_made_with_its_parents_or_taken_when_empty(tmp_path: P
 
 
 def test_a_folder_that_holds_something_is_refused_with_the_way_to_resume(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint.pt").touch()
+    file = tmp_path / "config.yaml"
+    file.touch()
     for refuse in (RunFolder.check_free, lambda out: RunFolder.create(out, "pretrain")):
         with pytest.raises(CodoError, match=r"exists already; name another folder, or .* --resume "):
             refuse(tmp_path)
-        with pytest.raises(CodoError, match="exists already"):
-            refuse(tmp_path / "checkpoint.pt")
-    assert [*tmp_path.iterdir()] == [tmp_path / "checkpoint.pt"]
+        for below in (file, file / "run" / "a"):
+            with pytest.raises(CodoError, match=rf"^--out {below}: {file} is a file; name another folder$"):
+                refuse(below)
+    assert [*tmp_path.iterdir()] == [file]
+
+
+@pytest.mark.parametrize(("name", "resumable"), [("mine.txt", True), ("config.yaml", False)])
+def test_only_a_run_is_resumed_and_only_by_what_trains(tmp_path: Path, name: str, resumable: bool) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(CodoError, match=r"exists already; name another folder$"):
+        RunFolder.check_free(tmp_path, resumable=resumable)
 
 
 def test_checking_makes_nothing(tmp_path: Path) -> None:
@@ -68,11 +77,11 @@ def test_checking_makes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CodoError, match=r"cannot make the run folder .*File name too long"):
+        RunFolder.create(tmp_path / ("x" * 300), "pretrain")
     (tmp_path / "runs").touch()
-    with pytest.raises(CodoError, match=r"cannot make the run folder .*Not a directory"):
-        RunFolder.create(tmp_path / "runs" / "below", "pretrain")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CodoError, match="cannot make the run folder runs: File exists"):
+    with pytest.raises(CodoError, match="cannot make the run folder runs: runs is a file"):
         RunFolder.create(None, "pretrain")
 
 
@@ -109,12 +118,26 @@ def test_each_resumption_keeps_the_earlier_environments_in_order(folder: RunFold
     assert all("earlier" not in before for before in found["earlier"])
 
 
-@pytest.mark.parametrize("damage", [None, "", '{"fingerprint": "a'])
-def test_an_unreadable_environment_is_named(folder: RunFolder, damage: str | None) -> None:
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (None, "No such file"),
+        ("", "Expecting value"),
+        ('{"fingerprint": "a', "Unterminated string"),
+        ("[]", "it is no JSON object"),
+        ("[" * 100_000, "recursion"),
+        ("{}", 'it lacks "fingerprint"'),
+        ('{"fingerprint": "a", "data": {}}', 'it lacks "data.fingerprint"'),
+        ('{"fingerprint": "a", "data": "b"}', 'it lacks "data.fingerprint"'),
+    ],
+)
+def test_an_unreadable_environment_is_named(folder: RunFolder, damage: str | None, said: str) -> None:
+    file = folder.path / "environment.json"
     if damage is not None:
-        (folder.path / "environment.json").write_text(damage)
-    with pytest.raises(CodoError, match=r"cannot read .*environment\.json"):
-        folder.environment()
+        file.write_text(damage)
+    with pytest.raises(CodoError, match=rf"^cannot read {file}: .*{said}") as raised:
+        folder.environment("data.fingerprint")
+    assert "\n" not in str(raised.value)
 
 
 def test_metrics_come_back_in_order(folder: RunFolder) -> None:
@@ -148,6 +171,18 @@ def test_a_last_line_that_was_cut_off_is_left_out(folder: RunFolder, cut: str) -
     folder.rewind_metrics(2)
     folder.log({"step": 3})  # on a line of its own
     assert folder.metrics() == [{"step": 1}, {"step": 2}, {"step": 3}]
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"\0\0", b'{"step": 2, "text": "\xff"}', b"2", b'{"loss": 1}'])
+def test_a_damaged_line_is_named(folder: RunFolder, damage: bytes) -> None:
+    folder.log({"step": 1})
+    file = folder.path / "metrics.jsonl"
+    whole = file.read_bytes() + damage + b'\n{"step": 3}\n'
+    file.write_bytes(whole)
+    for read in (folder.metrics, lambda: folder.rewind_metrics(1)):
+        with pytest.raises(CodoError, match=rf"^{file}, line 2 is damaged; remove that line$"):
+            read()
+    assert file.read_bytes() == whole
 
 
 def test_rewinding_keeps_the_step_itself_and_the_values(folder: RunFolder) -> None:
