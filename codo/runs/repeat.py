@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from codo.runs.record import read_json
 
 BEGUN = {"config.yaml", "environment.json", "coverage.json", "metrics.jsonl"}
 """What a run may have written before its first checkpoint."""
@@ -32,7 +33,12 @@ def bring_to_end(
         say("stopped before, goes on")
         resume()
     else:
-        if folder.is_dir() and {file.name for file in folder.iterdir()} <= BEGUN:
+        if folder.is_dir() and all(_is_of_a_beginning(file.name) for file in folder.iterdir()):
             shutil.rmtree(folder)  # stopped before its first checkpoint
         start()
-    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return read_json(folder / "summary.json")
+
+
+def _is_of_a_beginning(name: str) -> bool:
+    """Tell whether a run killed before its first checkpoint, or while it wrote it, leaves such a file."""
+    return name in BEGUN or (name.startswith(".") and name.endswith(".tmp"))

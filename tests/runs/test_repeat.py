@@ -1,0 +1,49 @@
+"""Runs of a job: kept, resumed, or begun again where they had come to nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from codo.errors import CodoError
+from codo.runs.files import write_json
+from codo.runs.repeat import BEGUN, bring_to_end
+
+
+def run(folder: Path) -> tuple[str, dict[str, int]]:
+    done: list[str] = []
+
+    def work(name: str) -> None:
+        done.append(name)
+        if name == "start":
+            assert not folder.exists() or folder.joinpath("mine.txt").exists()
+        write_json(folder / "summary.json", {"loss": 1})
+
+    found = bring_to_end(folder, lambda: work("start"), lambda: work("resume"), lambda text: done.append(text))
+    return done[-1], found
+
+
+@pytest.mark.parametrize("more", ["", ".checkpoint.pt.k1j2.tmp", ".metrics.jsonl.x.tmp"])
+def test_what_was_killed_before_its_first_checkpoint_or_in_it_begins_again(tmp_path: Path, more: str) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in {*BEGUN, more} - {""}:
+        (folder / name).touch()
+    assert run(folder) == ("start", {"loss": 1})
+
+
+def test_what_is_not_a_runs_stays(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("x")
+    assert run(tmp_path) == ("start", {"loss": 1})  # which refuses such a folder
+    assert (tmp_path / "mine.txt").read_text() == "x"
+
+
+def test_a_checkpoint_is_resumed_and_a_summary_kept(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").touch()
+    assert run(tmp_path)[0] == "resume"
+    assert run(tmp_path)[0] == "finished before, kept"
+    (tmp_path / "summary.json").write_text(json.dumps([1]))
+    with pytest.raises(CodoError, match=r"summary\.json: it is no JSON object"):
+        run(tmp_path)
