@@ -27,7 +27,7 @@ from codo.data.images import list_images
 from codo.data.sample import sample_data
 from codo.data.shards import Shards, is_shards, list_shards, place_of
 from codo.errors import CodoError
-from codo.jobs.pretrain.samples import Background, SampleDataset
+from codo.jobs.pretrain.samples import Background, Readable, SampleDataset
 from codo.parts import Parts, make
 from codo.runs.console import counter, say, warn
 from codo.runs.seed import generator
@@ -172,6 +172,7 @@ def build_dataset(config: PretrainConfig, sources: Sources, parts: Parts | None 
         return found
 
     unreadable: set[str] = set()
+    skipped: list[str] = []
 
     foregrounds = pool("foregrounds", sources.foregrounds, short_side=int(FOREGROUND_DETAIL * config.canvas))
     cropped = CropView(config.canvas, config.crop.area, config.crop.aspect)
@@ -191,7 +192,12 @@ def build_dataset(config: PretrainConfig, sources: Sources, parts: Parts | None 
                 own = foregrounds
             else:
                 own = pool("foregrounds as backgrounds", sources.foregrounds, square=square, short_side=short_side)
-        background = Background(downstream, own, paste.mix_probability, crop)
+        background = Background(
+            Readable(downstream, "backgrounds", skipped) if downstream is not None else None,
+            Readable(own, "foregrounds", skipped) if own is not None else None,
+            paste.mix_probability,
+            crop,
+        )
         view = PasteView(
             config.canvas, background, paste.crop_area, paste.crop_aspect, paste.patch_side, paste.soft_edge
         )
@@ -202,8 +208,9 @@ def build_dataset(config: PretrainConfig, sources: Sources, parts: Parts | None 
     jitter = parts.jitter or build_jitter(config)
     # A box that is the canvas itself is not jittered, but by a user's own.
     users = parts.jitter is not None or config.jitter.custom is not None
-    sampler = ViewSampler(view, config.views, jitter, colour, augmenters, foregrounds, jitter_crops=users)
-    return SampleDataset(foregrounds, sampler, config.seed, unreadable)
+    images = Readable(foregrounds, "foregrounds", skipped)
+    sampler = ViewSampler(view, config.views, jitter, colour, augmenters, images, jitter_crops=users)
+    return SampleDataset(images, sampler, config.seed, unreadable)
 
 
 def build_jitter(config: PretrainConfig) -> BoxJitter:

@@ -21,31 +21,64 @@ from codo.runs.seed import generator, generators
 from codo.runs.world import World
 
 MAX_SUBSTITUTES = 100
-"""Foregrounds in a row that may be unreadable before the run is ended."""
+"""Images in a row that may be unreadable before the run is ended."""
 
 
 class Sample(NamedTuple):
-    """One sample: its views, the index of the foreground used, and the names of unreadable ones passed over."""
+    """One sample: its views, the index of the foreground used, and the names of unreadable images passed over."""
 
     views: Views
     foreground: Tensor
     skipped: list[str]
 
 
+class Readable:
+    """The images of a pool; the next one stands in for one that cannot be read.
+
+    Args:
+        pool: the images.
+        name: of the pool, for `skipped`.
+        skipped: takes the names of those that cannot be read.
+    """
+
+    def __init__(self, pool: ImagePool, name: str, skipped: list[str]) -> None:
+        self.pool, self.name, self.skipped = pool, name, skipped
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.read(index)[0]
+
+    def read(self, index: int) -> tuple[np.ndarray, int]:
+        """Read an image `(H, W, 3)` uint8, and tell which one it is."""
+        first = range(len(self.pool))[index]
+        for offset in range(MAX_SUBSTITUTES):
+            chosen = (first + offset) % len(self.pool)
+            try:
+                return self.pool[chosen], chosen
+            except ImageError as error:
+                last = error
+                self.skipped.append(f"{self.name}: {self.pool.paths[chosen].name}")
+        raise CodoError(f"{MAX_SUBSTITUTES} {self.name} in a row cannot be read, the last: {last}")
+
+
 class SampleDataset(Dataset[Sample]):
     """Views of foregrounds. What a sample looks like is a function of (seed, epoch, index, view) alone.
 
     Args:
-        foregrounds: the pool of foregrounds.
+        images: the foregrounds; its `skipped` is that of all images that the sampler reads.
         sampler: composes the views.
         seed: of the run.
         unreadable: names of the images that were left out.
+
+    Attributes:
+        foregrounds: the pool of foregrounds.
     """
 
-    def __init__(
-        self, foregrounds: ImagePool, sampler: ViewSampler, seed: int, unreadable: Collection[str] = ()
-    ) -> None:
-        self.foregrounds, self.sampler, self.seed, self.unreadable = foregrounds, sampler, seed, unreadable
+    def __init__(self, images: Readable, sampler: ViewSampler, seed: int, unreadable: Collection[str] = ()) -> None:
+        self.images, self.foregrounds = images, images.pool
+        self.sampler, self.seed, self.unreadable = sampler, seed, unreadable
 
     def __len__(self) -> int:
         return len(self.foregrounds)
@@ -53,20 +86,14 @@ class SampleDataset(Dataset[Sample]):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Make the sample of `(epoch, index)`; the next foreground stands in for one that cannot be read."""
         epoch, index = key
-        rng = partial(generators, 2, "view", self.seed, epoch, index)
-        skipped: list[str] = []
-        for offset in range(MAX_SUBSTITUTES):
-            chosen = (index + offset) % len(self)
-            try:
-                return Sample(self.sampler(self.foregrounds[chosen], rng, epoch), torch.tensor(chosen), skipped)
-            except ImageError as error:
-                last = error
-                skipped.append(f"foregrounds: {self.foregrounds.paths[chosen].name}")
-        raise CodoError(f"{MAX_SUBSTITUTES} images in a row cannot be read, the last: {last}")
+        self.images.skipped.clear()
+        foreground, chosen = self.images.read(index)
+        views = self.sampler(foreground, partial(generators, 2, "view", self.seed, epoch, index), epoch)
+        return Sample(views, torch.tensor(chosen), list(self.images.skipped))
 
 
 class Background:
-    """Draws a background uniformly from pools; the next image stands in for one that cannot be read.
+    """Draws a background uniformly from pools.
 
     Args:
         downstream: squares of the canvas's side, of the downstream data set; None where it is not used.
@@ -77,8 +104,8 @@ class Background:
 
     def __init__(
         self,
-        downstream: ImagePool | None,
-        own: ImagePool | None,
+        downstream: Readable | None,
+        own: Readable | None,
         probability: float = 1.0,
         crop: CropView | None = None,
     ) -> None:
@@ -94,13 +121,7 @@ class Background:
         chance = rng.random()
         pool = self.own if self.downstream is None or (self.own and chance >= self.probability) else self.downstream
         assert pool is not None, "one of the two pools is needed"
-        first = int(rng.integers(len(pool)))
-        for skipped in range(MAX_SUBSTITUTES):
-            try:
-                return pool[(first + skipped) % len(pool)]
-            except ImageError as error:
-                last = error
-        raise CodoError(f"{MAX_SUBSTITUTES} background images in a row cannot be read, the last: {last}")
+        return pool[int(rng.integers(len(pool)))]
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):

@@ -108,7 +108,7 @@ def test_insloc_jitters_p5_alone_and_pastes_on_its_own_foregrounds(images):
     assert torch.equal(seen[0][3], batch.views.boxes[:, 0])
     background = run.dataset.sampler.view.background
     assert background.downstream is None
-    assert [p.name for p in background.own.paths] == [p.name for p in run.dataset.foregrounds.paths]
+    assert [p.name for p in background.own.pool.paths] == [p.name for p in run.dataset.foregrounds.paths]
 
 
 def test_moco_v2s_crops_follow_its_distribution(images):

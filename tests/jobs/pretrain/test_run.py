@@ -22,6 +22,7 @@ from codo.jobs.pretrain.loop import Trainer
 from codo.jobs.pretrain.preview import preview
 from codo.jobs.pretrain.training import Run
 from codo.jobs.pretrain.watch import Collapse
+from codo.parts import Parts
 from codo.runs.interrupt import StopRequest
 from codo.runs.record import RunFolder
 from codo.runs.seed import generator
@@ -206,8 +207,24 @@ def test_broken_backgrounds_are_reported_too(tiny, images, tmp_path):
     copy = tmp_path / "backgrounds"
     shutil.copytree(images / "backgrounds", copy)
     (copy / "02.png").write_bytes(b"broken")
-    result = pretrain(tiny(data__backgrounds=str(copy), optim__epochs=1), tmp_path / "run")
-    assert result.summary["unreadable_images"] == ["backgrounds: 02.png"]
+    for cache in ("disk", "off"):
+        config = tiny(data__backgrounds=str(copy), optim__epochs=2, run__cache=cache)
+        assert pretrain(config, tmp_path / cache).summary["unreadable_images"] == ["backgrounds: 02.png"]
+
+
+def test_a_broken_image_that_an_augmenter_reads_is_the_one_reported(tiny, images, tmp_path):
+    copy = tmp_path / "foregrounds"
+    shutil.copytree(images / "foregrounds", copy)
+    (copy / "05.png").write_bytes(b"broken")
+
+    def reads_the_broken_one(rng, image, box, foregrounds):
+        assert np.array_equal(foregrounds[5], foregrounds[6])
+        return image, box
+
+    config = tiny(data__foregrounds=str(copy), run__cache="off")
+    sample = build_dataset(config, find_sources(config), Parts(augmenters=[reads_the_broken_one]))[(0, 2)]
+    assert int(sample.foreground) == 2
+    assert set(sample.skipped) == {"foregrounds: 05.png"}
 
 
 def test_the_data_fingerprint_tells_roles_apart_and_survives_a_copy(tiny, images, tmp_path):
