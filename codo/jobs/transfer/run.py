@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,15 +28,19 @@ from codo.jobs.transfer.schedule import describe_training
 from codo.jobs.transfer.weights import fresh_coverage, frozen_but_fresh, load_into_detector
 from codo.model import synchronise_bn
 from codo.runs.checkpoint import load_checkpoint
+from codo.runs.console import warn
 from codo.runs.files import write_json
 from codo.runs.hardware import Hardware
-from codo.runs.record import RunFolder
+from codo.runs.record import RunFolder, read_json
 from codo.runs.seed import integer_seed
 from codo.runs.world import World
 from codo.weights import check_architecture, read_source
 
 LENGTHS = ("optim.epochs", "optim.iterations")
 """Fields of which a resumed run may have more."""
+
+COVERAGE = ("weights.source", "groups", "ignored", "proof")
+"""What a coverage.json must have."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,8 @@ def resume(
         on_start: as for `transfer`.
 
     Raises:
-        CodoError: no run there, no checkpoint yet, other fields changed, the data did, or the number of processes; as
-            `transfer`.
+        CodoError: no run there, other fields changed, the data did, or the number of processes, or, of a run that was
+            stopped before its first checkpoint and begins again, the weights; as `transfer`.
         Interrupted: as `transfer`.
 
     Example:
@@ -138,7 +141,9 @@ def resume(
     if folder.complete and not longer:
         raise CodoError(f"--resume {path}: the run is complete; ask for more epochs to continue it")
     world = World.of_environment()
-    began = folder.environment().get("processes", world.size)
+    then = folder.environment("data.fingerprint")
+    loaded = read_json(path / "coverage.json", COVERAGE)
+    began = then.get("processes", world.size)
     if began != world.size:  # each samples and normalises its own part of a batch
         raise CodoError(
             f"--resume {path}: the run began on {_processes(began)}, this is {_processes(world.size)}; go on with as "
@@ -147,20 +152,24 @@ def resume(
     hardware = hardware_of(config, world)
     hardware.apply()
     data = load_data(config)
-    if folder.environment()["data"]["fingerprint"] != data.fingerprint:
+    if then["data"]["fingerprint"] != data.fingerprint:
         raise CodoError(f"--resume {path}: the images or annotations of {data.name} have changed since")
-    state = load_checkpoint(path / "checkpoint.pt")
-    try:
-        loaded = json.loads((path / "coverage.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CodoError(f"--resume {path}: cannot read its coverage.json: {error}") from error
+    checkpoint = path / "checkpoint.pt"
+    state = load_checkpoint(checkpoint) if checkpoint.exists() or folder.complete else None
     with world.joined(hardware.device):
+        if state is not None:
+            detector = fresh_detector(config, len(data.labels), state["mean"], state["std"])
+        else:
+            detector, now = load_detector(config, data)
+            if now["weights"].get("sha256") != loaded["weights"].get("sha256"):
+                raise CodoError(f"--resume {path}: the weights {config.weights} have changed since")
+            if world.first:
+                warn(f"{path} was stopped before its first checkpoint; it begins again")
         if world.first:
             folder.sweep()
+            folder.rewind_metrics(state["step"] if state else 0)
             for name in FINAL:  # what is longer is not complete
                 (path / name).unlink(missing_ok=True)
-            folder.rewind_metrics(state["step"])
-        detector = fresh_detector(config, len(data.labels), state["mean"], state["std"])
         return _execute(config, data, detector, loaded, hardware, folder, state, on_start, world)
 
 

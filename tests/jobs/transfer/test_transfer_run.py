@@ -20,7 +20,7 @@ from codo.jobs.transfer.loop import Training
 from codo.jobs.transfer.run import Start, load_detector
 from codo.jobs.transfer.schedule import learning_rate
 from codo.runs import data_wait
-from codo.runs.weights_file import read_weights
+from codo.runs.weights_file import read_weights, save_weights
 
 Make = Callable[..., TransferConfig]
 
@@ -144,6 +144,76 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
     assert result.summary["curve"] == whole.summary["curve"]
     assert metrics(result.path) == metrics(whole.path)
     assert result.summary["fingerprint"] == whole.summary["fingerprint"]
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Lose power while step `step` is computed: nothing is saved."""
+    train_step = Training._train_step
+
+    def lost(self: Training, *arguments: Any) -> None:
+        if self.step + 1 == step:
+            raise KeyboardInterrupt
+        train_step(self, *arguments)
+
+    monkeypatch.setattr(Training, "_train_step", lost)
+
+
+def test_a_run_without_a_checkpoint_begins_again(
+    make_config: Make, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    config, run = make_config(weights=str(pretrained), optim={"epochs": 1}), tmp_path / "killed"
+    whole = transfer(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        kill_at(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            transfer(config, run)
+    assert {file.name for file in run.iterdir()} == {
+        "config.yaml",
+        "environment.json",
+        "coverage.json",
+        "metrics.jsonl",
+    }
+    (run / ".checkpoint.pt.k1.tmp").write_bytes(b"half")
+    file = pretrained / "weights.safetensors"
+    kept = file.read_bytes()
+    state, told = read_weights(file)
+    save_weights(file, state, {**told, "fingerprint": "fedcba9876543210"})
+    with pytest.raises(CodoError, match=r"the weights .*pretrained have changed since"):
+        resume(run)
+    file.write_bytes(kept)
+    capsys.readouterr()
+    result = resume(run)
+    assert "was stopped before its first checkpoint; it begins again" in capsys.readouterr().err
+    for name, tensor in weights(whole.path).items():
+        assert torch.equal(weights(run)[name], tensor), name
+    assert metrics(run) == metrics(whole.path)
+    assert result.summary["weights"] == whole.summary["weights"]
+    assert not list(run.glob(".*.tmp"))
+    (run / "checkpoint.pt").unlink()  # a finished run is not lost
+    with pytest.raises(CodoError, match="no checkpoint at"):
+        resume(run, {"optim.epochs": 2})
+    assert (run / "summary.json").exists()
+    assert (run / "weights.safetensors").exists()
+
+
+def test_a_damaged_run_is_not_resumed_and_keeps_what_it_has(make_config: Make, tmp_path: Path) -> None:
+    run = transfer(make_config(optim={"epochs": 1}), tmp_path / "run").path
+    for name, content, said in (
+        ("environment.json", '{"fingerprint": "a", "data": {}}', 'it lacks "data.fingerprint"'),
+        ("coverage.json", '{"weights": {"source": "none"}}', 'it lacks "groups"'),
+        ("coverage.json", "[]", "it is no JSON object"),
+        ("checkpoint.pt", "PK", "it is cut off or not a checkpoint"),
+        ("metrics.jsonl", '{"step": 1}\n{"st\n{"step": 3}\n', "line 2 is damaged"),
+    ):
+        whole = (run / name).read_bytes()
+        (run / name).write_text(content)
+        with pytest.raises(CodoError, match=rf"{name}.*{said}") as raised:
+            resume(run, {"optim.epochs": 2})
+        assert "\n" not in str(raised.value)
+        assert (run / "summary.json").exists()
+        assert (run / "weights.safetensors").exists()
+        (run / name).write_bytes(whole)
+    assert resume(run, {"optim.epochs": 2}).summary["steps"] == 6
 
 
 def test_the_number_of_workers_changes_nothing(make_config: Make, tmp_path: Path) -> None:
