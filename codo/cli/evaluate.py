@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -41,11 +42,10 @@ def evaluate_command(
     precision: str | None,
 ) -> None:
     """Compute the COCO metrics of RUN, a finished transfer run, on any data set that has its categories."""
-    from codo.cli.transfer import print_metrics
     from codo.jobs.transfer.evaluate_run import evaluate_run
-    from codo.runs.console import console, warn
+    from codo.runs.console import console
 
-    found = evaluate_run(
+    evaluate_run(
         run,
         data=data,
         annotations=annotations,
@@ -53,7 +53,16 @@ def evaluate_command(
         out=out,
         best=best,
         changes={"run.device": device, "run.precision": precision},
+        on_found=_print_evaluation,
     )
+    if out is not None:
+        console.print(f"written to {out}", markup=False)
+
+
+def _print_evaluation(found: dict[str, Any]) -> None:
+    from codo.cli.transfer import print_metrics
+    from codo.runs.console import console, warn
+
     console.print(f"weights: {found['weights']}", markup=False)
     facts = found["data"]
     console.print(
@@ -69,8 +78,6 @@ def evaluate_command(
         unreadable = found["unreadable_images"]
         warn(f"{len(unreadable)} images cannot be read and were left out, e.g. {unreadable[0]}")
     print_metrics(found, facts["name"])
-    if out is not None:
-        console.print(f"written to {out}", markup=False)
 
 
 @click.command(name="predict")
@@ -99,7 +106,9 @@ def predict_command(
     """Find objects in IMAGES (files or folders) with RUN, a finished transfer run: pictures, and COCO results."""
     from codo.jobs.transfer.predict import predict
     from codo.runs.console import console
+    from codo.runs.record import RunFolder
 
+    RunFolder.check_free(out, resumable=False)
     changes = {"run.device": device, "run.precision": precision}
     found = predict(run, images, out=out, score_threshold=score_threshold, best=best, changes=changes)
     console.print(f"weights: {found.weights}", markup=False)

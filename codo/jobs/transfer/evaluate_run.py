@@ -16,7 +16,7 @@ from codo.jobs.transfer.dataset import DetectionDataset
 from codo.jobs.transfer.evaluate import assess, evaluate
 from codo.jobs.transfer.finished import open_run
 from codo.runs.console import counter
-from codo.runs.files import write_json, write_text
+from codo.runs.files import check_place, write_json, write_text
 from codo.runs.record import RunFolder
 
 
@@ -30,6 +30,7 @@ def evaluate_run(
     best: bool = False,
     changes: Mapping[str, Any] | None = None,
     on_image: Callable[[int, int], None] | None = None,
+    on_found: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate the detector of a finished transfer run.
 
@@ -42,6 +43,7 @@ def evaluate_run(
         best: take the detector of the highest AP in place of that of the end (`open_run`).
         changes: dotted field -> value of the run's config: `run.device`, `run.precision`.
         on_image: told (done, total) after each image.
+        on_found: told what is returned before it is written, which a full disk may prevent.
 
     Returns:
         What evaluation.json says: `data`, `metrics`, `errors`, `per_class`, where there are masks `mask_metrics` ...
@@ -53,7 +55,7 @@ def evaluate_run(
         >>> evaluate_run(Path("runs/first"), data="dataset/")["metrics"]["AP"]  # doctest: +SKIP
         31.4
     """
-    RunFolder.check_free(out)
+    RunFolder.check_free(out, resumable=False)
     run = open_run(path, changes, best=best)
     name, json_path, folder = val_paths(_data_config(run.config, data, annotations, images))
     coco = load_coco(json_path, folder)
@@ -65,6 +67,10 @@ def evaluate_run(
     labels = {category: 1 + order.index(own) for category, own in known.items()}
     sides = run.config.detection.min_size[-1], run.config.detection.max_size
     dataset = DetectionDataset(coco, labels, *sides, train=False)
+    fingerprint = RunFolder(path).environment()["fingerprint"]
+    folder_out = RunFolder.create(out, "evaluate").path if out is not None else None
+    if folder_out is not None:
+        check_place(folder_out / "evaluation.json")
     found = evaluate(run.detector, dataset, order, run.hardware, on_image or counter("evaluating"))
     # From the run's category ids to the data set's; what the data set has no category for is no mistake there.
     theirs = {own: category for category, own in known.items()}
@@ -77,7 +83,7 @@ def evaluate_run(
         "kind": "evaluation",
         "run": str(path),
         "weights": run.weights,
-        "run_fingerprint": RunFolder(path).environment()["fingerprint"],
+        "run_fingerprint": fingerprint,
         "detector": run.config.detector,
         "data": {
             "name": name,
@@ -94,8 +100,9 @@ def evaluate_run(
         "evaluation_seconds": round(found.seconds, 2),
         "unreadable_images": [files[image] for image in found.unreadable],
     }
-    if out is not None:
-        folder_out = RunFolder.create(out, "evaluate").path
+    if on_found:
+        on_found(summary)
+    if folder_out is not None:
         write_text(folder_out / "predictions.json", json.dumps(found.results) + "\n")
         write_json(folder_out / "evaluation.json", summary)
     return summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,58 @@ def test_the_runs_own_data_give_the_runs_own_metrics(run: Path, tmp_path: Path) 
     assert ours == theirs
     assert len(ours) > 0
     assert found["metrics"]["AP50"] > 0
+
+
+def test_the_place_is_looked_at_before_the_work(
+    run: Path, masked_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        pytest.fail("the work was begun")
+
+    def refuse(**_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("codo.jobs.transfer.evaluate_run.evaluate", fail)
+    (tmp_path / "file").touch()
+    for command in (["evaluate", run], ["predict", run, masked_root / "images"]):
+        assert codo(*command, "--out", run) == 2
+        assert capsys.readouterr().err == f"Error: --out {run} exists already; name another folder\n"
+        assert codo(*command, "--out", tmp_path / "file" / "out") == 2
+        assert f"{tmp_path / 'file'} is a file" in capsys.readouterr().err
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    assert codo("evaluate", run, "--out", tmp_path / "out") == 2
+    assert "evaluation.json: Permission denied" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_leaves_the_metrics_on_the_screen(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        assert codo("evaluate", run, "--out", tmp_path / "out") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    captured = capsys.readouterr()
+    assert "COCO box metrics" in captured.out
+    assert "predictions.json: File too large" in captured.err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_pictures_whose_names_are_no_utf8(run: Path, masked_root: Path, tmp_path: Path) -> None:
+    """One that can be read and one that cannot."""
+    names = [b"caf\xe9.png".decode("utf-8", "surrogateescape"), b"\xff.png".decode("utf-8", "surrogateescape")]
+    content = json.loads((masked_root / "instances_val.json").read_text())
+    for entry, name in zip(content["images"], names, strict=False):
+        (masked_root / "images" / entry["file_name"]).rename(masked_root / "images" / name)
+        entry["file_name"] = name
+    (masked_root / "instances_val.json").write_text(json.dumps(content))
+    (masked_root / "images" / names[1]).write_bytes(b"no picture")
+    evaluate_run(run, data=str(masked_root), out=tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["unreadable_images"] == [names[1]]
+    found = predict(run, [masked_root / "images" / name for name in names], out=tmp_path / "found")
+    assert [i["file_name"] for i in json.loads((found.path / "images.json").read_text())["images"]] == names[:1]
+    assert len(found.unreadable) == 1
 
 
 def test_only_the_validation_split_is_asked_for(
