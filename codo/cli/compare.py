@@ -9,7 +9,10 @@ import click
 
 from codo.cli.told import number
 
-FACTS = ("data", "split", "fraction", "seed", "weights", "fingerprint", "protocol", "detector", "hardware", "steps")
+FACTS = (
+    *("data", "split", "fraction", "seed", "weights", "fingerprint", "load"),
+    *("protocol", "detector", "hardware", "steps"),
+)
 
 
 @click.command("compare", short_help="Put transfer runs side by side; refuse different protocols.")
@@ -21,7 +24,7 @@ def compare_command(runs: tuple[Path, ...], force: bool, as_json: bool) -> None:
     time.
 
     Each RUN is a run folder, or one that `codo transfer --seeds` made, which stands for all of its runs. Runs that
-    differ in anything but seed, weights and machine are refused, with the fields that differ.
+    differ in anything but seed, weights, --load and machine are refused, with the fields that differ.
     """
     import json
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from codo.config.load import differences, load_config
 from codo.config.transfer import TransferConfig
 from codo.errors import CodoError
-from codo.runs.record import RunFolder
+from codo.runs.record import RunFolder, read_json
 
 FREE = (
     "seed",
@@ -24,8 +23,14 @@ FREE = (
     "data.images",
     "data.val_images",
 )
-"""What compared runs may differ in: the seed, the weights, where things lie and where they ran. That the data are the
-same is seen by their fingerprint."""
+"""What compared runs may differ in: the seed, the weights and which parts of them are loaded, where things lie and
+where they ran. That the data are the same is seen by their fingerprint."""
+
+NEEDED = (
+    *("data.name", "data.fraction", "data.fingerprint", "weights.source", "evaluated_on", "seed", "detector"),
+    *("metrics", "per_class"),
+)
+"""What a summary.json must have."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,8 @@ class Comparison:
     """Runs side by side.
 
     Attributes:
-        runs: of each: `run`, `data`, `split`, `fraction`, `seed`, `weights` and their `fingerprint`, `protocol`,
-            `detector`, `hardware`, `metrics` and `errors` (TIDE's: kind -> AP50 that mending it would add),
+        runs: of each: `run`, `data`, `split`, `fraction`, `seed`, `weights` and their `fingerprint`, `load`,
+            `protocol`, `detector`, `hardware`, `metrics` and `errors` (TIDE's: kind -> AP50 that mending it would add),
             `mask_metrics` and `mask_errors` (of masks), `per_class` (name -> AP), `curve_area`, `best`, `steps_to_ap`
             (AP -> step), `steps`, `train_seconds`.
         differing: field -> the value of each run, of the protocol's fields in which they differ.
@@ -90,17 +95,15 @@ def _runs_of(path: Path) -> list[Path]:
 def _read(folder: Path) -> tuple[dict[str, Any], TransferConfig, dict[str, Any]]:
     """Read a run: its row, its config, and what else belongs to its protocol."""
     run = RunFolder.open(folder)
-    try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CodoError(f"{folder} is not finished: it has no summary.json; go on with --resume {folder}") from None
-    except (OSError, ValueError) as error:
-        raise CodoError(f"cannot read {folder / 'summary.json'}: {error}") from error
-    if summary.get("kind") != "transfer":
+    file = folder / "summary.json"
+    if not run.complete:
+        raise CodoError(f"{folder} is not finished: it has no summary.json; go on with --resume {folder}")
+    if read_json(file, ["kind"])["kind"] != "transfer":
         raise CodoError(f"{folder} is no transfer run; compare takes those")
+    summary = read_json(file, NEEDED)
     config = load_config(TransferConfig, {}, file=folder / "config.yaml", default_preset="")
-    environment, data, weights = run.environment(), summary["data"], summary["weights"]
-    row = {
+    environment, data, weights = run.environment("hardware"), summary["data"], summary["weights"]
+    row: dict[str, Any] = {
         "run": str(folder),
         "data": data["name"],
         "split": summary["evaluated_on"],
@@ -108,6 +111,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], TransferConfig, dict[str, Any]]
         "seed": summary["seed"],
         "weights": weights["source"],
         "fingerprint": weights.get("run_fingerprint") or weights.get("sha256"),
+        "load": ",".join(config.load) if config.weights != "none" else None,
         "protocol": config.protocol,
         "detector": summary["detector"],
         "hardware": environment["hardware"],

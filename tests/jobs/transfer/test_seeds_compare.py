@@ -128,6 +128,7 @@ def test_runs_of_one_protocol_stand_side_by_side(
     loaded = run_of(make_config, made, "loaded", weights=str(pretrained), seed=2, data={"root": str(elsewhere)})
     found = compare([none, loaded])
     assert found.differing == {}
+    assert [row["load"] for row in found.runs] == [None, "backbone,fpn,box_head"]
     first, second = found.runs
     summary = json.loads((none / "summary.json").read_text())
     assert (first["weights"], first["fingerprint"], second["fingerprint"]) == ("none", None, "0123456789abcdef")
@@ -147,6 +148,7 @@ def test_runs_of_one_protocol_stand_side_by_side(
         "curve area",
         "0123456789abcdef",
         "training took",
+        "backbone,fpn,box_head",
     ):
         assert text in printed
 
@@ -213,6 +215,16 @@ def test_what_cannot_be_compared_is_said(make_config: Make, made: Path, tmp_path
     (tmp_path / "copy" / "summary.json").unlink()
     with pytest.raises(CodoError, match="not finished"):
         compare([none, tmp_path / "copy"])
+    for name, content, said in (
+        ("summary.json", "[]", "it is no JSON object"),
+        ("summary.json", "{}", 'it lacks "kind"'),
+        ("summary.json", '{"kind": "transfer"}', 'it lacks "data.name"'),
+        ("environment.json", '{"fingerprint": "a"}', 'it lacks "hardware"'),
+    ):
+        shutil.copy(none / "summary.json", tmp_path / "copy")
+        (tmp_path / "copy" / name).write_text(content)
+        with pytest.raises(CodoError, match=rf"^cannot read {tmp_path / 'copy' / name}: {said}$"):
+            compare([none, tmp_path / "copy"])
 
 
 def test_seeds_protocol_and_freezing_on_the_command_line(
