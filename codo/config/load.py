@@ -45,7 +45,7 @@ def load_config(
     """
     tree = read_yaml(file) if file else {}
     named = tree.pop("preset", None)
-    name = preset or named or (None if file else default_preset)
+    name = preset if preset is not None else named if named is not None else None if file else default_preset
     if name is not None and (not isinstance(name, str) or name not in presets):
         raise CodoError(f"preset: no preset {name!r}; there are {', '.join(presets)}")
     merged = _merge(dict(presets[name]) if name is not None else {}, tree)

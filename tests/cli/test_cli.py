@@ -69,6 +69,7 @@ def test_import_codo_is_light_and_names_its_api():
         (["pretrain", "--set", "optim.epoch=3"], "did you mean optim.epochs"),
         (["pretrain", "--config", "absent.yaml"], "cannot read absent.yaml"),
         (["pretrain", "--preset", "large"], "there are codo, insloc"),
+        (["presets", ""], "no preset ''; there are codo, insloc"),
         (["pretrain", "--foregrounds", "absent", "--no-background"], "absent"),
         (["pretrain", "--resume", "absent"], "absent is not a run folder"),
         (["pretrain", "--resume", "absent", "--out", "x"], "--resume takes its config from the run"),
