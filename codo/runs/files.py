@@ -60,7 +60,7 @@ def blocking_file(path: Path) -> Path | None:
 
 
 def check_place(path: str | Path) -> None:
-    """Refuse a file that cannot be written, before the work whose result it is to hold; its folder is created.
+    """Refuse a file that cannot be written, before the work whose result it is to hold; nothing is left there.
 
     Raises:
         CodoError: no file can be made there, or a folder is there.
@@ -69,8 +69,8 @@ def check_place(path: str | Path) -> None:
     if os.path.isdir(path):
         raise CodoError(f"cannot write {path}: it is a folder; name a file")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent):
+        there = next(above for above in path.parents if os.path.exists(above))
+        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=".tmp", dir=there):
             pass
     except OSError as error:
         raise cannot_write(path, error) from error

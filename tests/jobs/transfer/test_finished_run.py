@@ -95,7 +95,7 @@ def test_the_place_is_looked_at_before_the_work(
         assert capsys.readouterr().err == f"Error: --out {run} exists already; name another folder\n"
         assert codo(*command, "--out", tmp_path / "file" / "out") == 2
         assert f"{tmp_path / 'file'} is a file" in capsys.readouterr().err
-    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
     assert codo("evaluate", run, "--out", tmp_path / "out") == 2
     assert "evaluation.json: Permission denied" in capsys.readouterr().err
 
