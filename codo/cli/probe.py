@@ -55,11 +55,22 @@ def probe_command(
     elif preset or file or sets:
         raise CodoError("--preset, --config and --set go with none: a run has its own config")
     from codo.jobs.probe.run import probe
+    from codo.runs.files import check_place, write_json
+
+    def told(found: dict[str, Any]) -> None:
+        _print_probe(found)
+        if out is not None:
+            write_json(out, found)
+
+    if out is not None:
+        check_place(out)
+    probe(None if run == "none" else Path(run), config=config, on_found=told, **options)
+
+
+def _print_probe(found: dict[str, Any]) -> None:
     from codo.jobs.probe.table import common_table, other_table
     from codo.runs.console import console
-    from codo.runs.files import write_json
 
-    found = probe(None if run == "none" else Path(run), config=config, **options)
     settings = found["settings"]
     held_out = "held out" if found["held_out"] else "NOT held out: the run may have seen some"
     console.print(
@@ -72,5 +83,3 @@ def probe_command(
     console.print(other_table(found))
     for name, meaning in settings["representations"].items():
         console.print(f"{name}: {meaning}", markup=False)
-    if out is not None:
-        write_json(out, found)

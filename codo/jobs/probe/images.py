@@ -164,7 +164,7 @@ def read_labels(manifest: Path, foregrounds: Path) -> dict[Path, str]:
         CodoError: not such a file, or it names none of the folder's images.
     """
     try:
-        with open(manifest, encoding="utf-8", newline="") as file:
+        with open(manifest, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             missing = {"file", "label"} - set(reader.fieldnames or ())
             if missing:

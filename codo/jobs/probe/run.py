@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from codo.jobs.probe.features import MEANING, Encoder
 from codo.jobs.probe.images import find_manifest, read_labels
 from codo.jobs.probe.measure import embed_bench, measure, measure_labels, settle_norms
 from codo.jobs.probe.sheet import draw_sheet
-from codo.runs.files import atomic_path
+from codo.runs.files import atomic_path, check_place
 from codo.runs.hardware import Hardware, available_cores
 from codo.runs.record import RunFolder, finite
 from codo.runs.weights_file import read_weights
@@ -44,6 +45,7 @@ def probe(
     canvas: int | None = None,
     device: str = "auto",
     sheet: Path | None = None,
+    on_found: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Measure what a pretrained encoder's embeddings are worth, without a detector.
 
@@ -61,6 +63,7 @@ def probe(
         canvas: side in pixels, a multiple of 32; None takes the run's. Only figures of one canvas can be compared.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         sheet: draw queries and their nearest neighbours into this PNG.
+        on_found: told what is returned before the sheet is written, which a full disk may prevent.
 
     Returns:
         `probes` and `chance` (name -> value), `curves`, `settings`, `held_out`, `fingerprint`; JSON values, None for
@@ -77,6 +80,8 @@ def probe(
     """
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise CodoError(f"--sheet {sheet}: the sheet is a PNG, name it {sheet.with_suffix('.png')}")
+    if sheet is not None:
+        check_place(sheet)
     if canvas is not None and (canvas < 64 or canvas % 32):
         raise CodoError(f"--canvas {canvas}: at least 64 and a multiple of 32, as the strides of the stages are")
     config, encoder, name = _encoder(run_folder, config)
@@ -118,9 +123,7 @@ def probe(
         "representations": {key: MEANING[key] for key in embedded.composites},
         "codo": __version__,
     }
-    if sheet is not None:
-        write_sheet(sheet, draw_sheet(embedded, bench))
-    return finite(
+    figures = finite(
         {
             "probes": found.values | labelled.values,
             "chance": found.chance | labelled.chance,
@@ -130,6 +133,11 @@ def probe(
             "fingerprint": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16],
         }
     )
+    if on_found:
+        on_found(figures)
+    if sheet is not None:
+        write_sheet(sheet, draw_sheet(embedded, bench))
+    return figures
 
 
 def write_sheet(path: Path, sheet: Image.Image) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import resource
 import shutil
 import signal
 
@@ -256,6 +257,9 @@ def test_labels_give_a_knn_accuracy_and_only_of_the_folders_files(finished, imag
     manifest = manifest_of(tmp_path / "labels.csv", rows)
     labels = read_labels(manifest, folder)
     assert len(labels) == 12
+    marked = tmp_path / "excel.csv"
+    marked.write_text(manifest.read_text(), encoding="utf-8-sig")
+    assert read_labels(marked, folder) == labels
     assert set(labels.values()) == {"a", "b"}
     found = probe(finished, **FEW, manifest=manifest)
     assert found["settings"]["knn_images"] == 4  # of the images that were not trained on
@@ -376,6 +380,35 @@ def test_a_mistake_is_said_in_one_line(finished, arguments, said, capsys):
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert said in error[0]
+
+
+def test_the_place_is_looked_at_before_the_work(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Bench, "build", lambda *_: pytest.fail("the work was begun"))
+    (tmp_path / "file").touch()
+    for flag, name in {"--sheet": "a.png", "--out": "a.json"}.items():
+        with pytest.raises(SystemExit) as ended:
+            main(["probe", str(finished), flag, str(tmp_path / "file" / name)])
+        assert ended.value.code == 2
+        assert f"{name}: {tmp_path / 'file'} is a file; choose another folder" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_leaves_the_figures(finished, tmp_path, capsys):
+    few = ["--instances", "4", "--backgrounds-per-instance", "3"]
+    sheet, out, (soft, hard) = tmp_path / "a.png", tmp_path / "a.json", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["probe", str(finished), *few, "--sheet", str(sheet), "--out", str(out)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    captured = capsys.readouterr()
+    assert ended.value.code == 2
+    assert captured.err.strip().endswith(
+        f"cannot write {sheet}: File too large; free some space or choose another folder"
+    )
+    assert "hard_top1" in captured.out
+    assert "hard_top1" in json.loads(out.read_text())["probes"]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_runs_that_cannot_be_probed_say_why(finished, tmp_path):
