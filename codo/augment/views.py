@@ -249,8 +249,12 @@ class ViewSampler:
         side = self.view.canvas
         image, box = found if isinstance(found, tuple | list) and len(found) == 2 else (None, None)
         checked = _box(box)
-        fits = isinstance(image, np.ndarray) and image.shape == (side, side, 3) and image.dtype == np.uint8
-        if checked is None or not fits:
+        if (
+            not isinstance(image, np.ndarray)
+            or image.shape != (side, side, 3)
+            or image.dtype != np.uint8
+            or checked is None
+        ):
             raise CodoError(
                 f"augmenter {_name(augment)}: must return an image ({side}, {side}, 3) uint8 and a box (4,), {CORNERS}"
             )
