@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from codo.runs.world import World
+
 
 @contextmanager
 def bn_in_groups(module: nn.Module, groups: int) -> Iterator[None]:
@@ -44,6 +46,23 @@ def bn_in_groups(module: nn.Module, groups: int) -> Iterator[None]:
 
 def _in_parts(norm: Any, rows: Tensor) -> Tensor:
     return torch.cat([type(norm).forward(norm, part) for part in rows.chunk(norm._parts)])
+
+
+@torch.no_grad()
+def average_statistics(module: nn.Module, world: World) -> None:
+    """Set the running statistics of every BN inside `module` to the mean over the processes.
+
+    They are moving averages, so that it does not matter when, or how often, they are averaged.
+    """
+    if world.size == 1:
+        return
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    found = [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
+    if not found:
+        return
+    mean = world.gather(torch.cat(found)[None]).mean(0)
+    for buffer, part in zip(found, mean.split([len(buffer) for buffer in found]), strict=True):
+        buffer.copy_(part)
 
 
 def by_group(maps: Sequence[Tensor], groups: int) -> Tensor:

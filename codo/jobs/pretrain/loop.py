@@ -116,6 +116,8 @@ class Trainer:
             method.query_encoder.compile()
             method.key_encoder.encoder.compile()
         self.encoder = method.trained_encoder(world, hardware.device)
+        for part in (method.key_encoder, method.losses):  # DDP copies the query encoder; a user's parts may differ
+            world.copy_from_first(tensor.detach() for tensor in (*part.parameters(), *part.buffers()))
         self.optimizer = build_optimizer(config, method)
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.precision == "fp16")
         self._shared = [p for p in method.losses.parameters() if p.requires_grad]

@@ -27,6 +27,7 @@ from codo.jobs.pretrain.probing import EpochProbe
 from codo.jobs.pretrain.samples import Sample, SampleDataset, StepSampler, sample_loader
 from codo.jobs.pretrain.schedule import Schedule
 from codo.jobs.pretrain.watch import Clock, Collapse, Shortcut, collapse_measures
+from codo.model import average_statistics
 from codo.parts import Parts
 from codo.runs.checkpoint import save_checkpoint
 from codo.runs.console import JobProgress
@@ -104,6 +105,7 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """Collect what a checkpoint holds, in all processes at once. Generators are functions of seed and step."""
+        average_statistics(self.method, self.world)
         self.unreadable.update(*self.world.collect(self.unreadable))
         return {
             "step": self.step,
@@ -168,9 +170,11 @@ class Run:
                     measures = collapse_measures(result.query) if result.query is not None else {}
                     self.note("collapse", self.collapse.update(self.step, measures), progress)
                     record = self.record(result, lr) | measures | clock.read()
-                    if probe is not None and probing:
-                        record |= probe.measure(self.method.query_encoder, self.hardware.device)
-                        clock.reset()
+                    if probing:
+                        average_statistics(self.method.query_encoder, self.world)
+                        if probe is not None:
+                            record |= probe.measure(self.method.query_encoder, self.hardware.device)
+                            clock.reset()
                     if self.world.first:
                         folder.log(record)
                     if events is not None:
@@ -189,26 +193,26 @@ class Run:
         if not all(torch.isfinite(p).all() for p in self.method.query_encoder.parameters()):
             raise CodoError(f"step {self.step}: the weights are not finite; lower optim.lr or use --precision fp32")
         self.unreadable.update(*self.world.collect(self.unreadable))
-        summary = {
-            "kind": "pretrain",
-            "fingerprint": folder.environment()["fingerprint"],
-            "epochs": self.config.optim.epochs,
-            "steps": self.steps,
-            "samples": self.steps * batch_size,
-            "seconds": round(self.seconds, 1),
-            "resumed_at_step": first,
-            **{k: round(v, 4) for k, v in total.read().items()},
-            **self.last_epoch(folder),
-            "unreadable_images": sorted(self.unreadable),
-            "warnings": self.warnings,
-            "peak_memory_mib": round(peak_memory(self.hardware) / 2**20),
-        }
-        if self.world.first:
+        summary: dict[str, Any] = {}
+        if self.world.first:  # the others may not see the folder
+            summary = {
+                "kind": "pretrain",
+                "fingerprint": folder.environment()["fingerprint"],
+                "epochs": self.config.optim.epochs,
+                "steps": self.steps,
+                "samples": self.steps * batch_size,
+                "seconds": round(self.seconds, 1),
+                "resumed_at_step": first,
+                **{k: round(v, 4) for k, v in total.read().items()},
+                **self.last_epoch(folder),
+                "unreadable_images": sorted(self.unreadable),
+                "warnings": self.warnings,
+                "peak_memory_mib": round(peak_memory(self.hardware) / 2**20),
+            }
             weights = folder.path / "weights.safetensors"
             save_weights(weights, self.method.query_encoder.state_dict(), self.metadata(folder))
             folder.write_summary(summary)
-        self.world.wait()
-        return summary
+        return self.world.collect(summary)[0]
 
     def save(self, folder: RunFolder) -> None:
         """Write the checkpoint."""

@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from codo.config import dump_yaml
+from codo.config import PretrainConfig, dump_yaml
+from codo.jobs.pretrain import pretrain
+from codo.jobs.pretrain.training import Run
+from codo.losses import Embeddings, Loss
+from codo.runs.record import RunFolder
+from tests.parts import tiny_config
 
 ROOT = Path(__file__).parents[3]
 
@@ -78,12 +85,86 @@ def test_two_processes_with_half_the_batch_each_compute_what_one_computes(tmp_pa
     assert two[0] == pytest.approx(one[0], rel=1e-6)
     weights, others = (load_file(tmp_path / n / "weights.safetensors") for n in ("1", "2"))
     for name, tensor in weights.items():
-        if "running" not in name and tensor.is_floating_point():  # statistics are those of the first process's groups
+        if "running" not in name and tensor.is_floating_point():  # of its statistics a process updates a part
             assert torch.allclose(others[name], tensor, rtol=1e-2, atol=2e-5), name
     queues = [torch.load(tmp_path / n / "checkpoint.pt", weights_only=True)["method"] for n in ("1", "2")]
     for name, tensor in queues[0].items():
         if name.endswith("queues.0.keys"):
             assert torch.allclose(queues[1][name], tensor, atol=1e-3)
+
+
+class Scaled(Loss):
+    """Begins another in each process, as a user's may."""
+
+    embeds = "level"
+
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(start))
+        self.register_buffer("offset", torch.tensor(start))
+
+    def forward(self, query: Embeddings, key: Embeddings) -> torch.Tensor:
+        return self.scale.square() * (query.level - key.level).square().mean() + self.offset
+
+
+def in_process(rank: int, folder: Path, config: PretrainConfig, port: int) -> None:
+    """Pretrain as one of two processes, each with a disk of its own; leave the method and what was returned there."""
+    torch.set_num_threads(1)
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    (folder / str(rank)).mkdir()
+    os.chdir(folder / str(rank))
+    execute, state, found = Run.execute, Run.state, {}
+
+    def executed(run: Run, out: RunFolder) -> dict[str, Any]:
+        found["before"] = {name: value.clone() for name, value in run.method.losses.state_dict().items()}
+        summary = execute(run, out)
+        found["after"] = run.method.state_dict()
+        return summary
+
+    def stated(run: Run) -> dict[str, Any]:
+        own = run.method.query_encoder.named_buffers()
+        found["own"] = {name: buffer.clone() for name, buffer in own if "running" in name}
+        return state(run)
+
+    Run.execute, Run.state = executed, stated
+    found["summary"] = pretrain(config, Path("run"), losses=[Scaled(1.0 + rank)]).summary
+    torch.save(found, "found.pt")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, images) -> tuple[Path, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("two")
+    config = tiny_config(images, **{"optim.batch_size": 8, "model.bn_groups": 4, "optim.lr": 0.05})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(in_process, (folder, config, port), nprocs=2)
+    return folder, [torch.load(folder / str(rank) / "found.pt", weights_only=True) for rank in (0, 1)]
+
+
+def test_a_users_losses_begin_and_stay_equal_in_all_processes(two):
+    first, second = two[1]
+    assert first["before"]["Scaled.scale"] == second["before"]["Scaled.scale"] == 1
+    assert first["before"]["Scaled.offset"] == second["before"]["Scaled.offset"] == 1
+    assert first["after"]["losses.Scaled.scale"] == second["after"]["losses.Scaled.scale"] != 1
+
+
+def test_the_running_statistics_are_the_mean_of_all_processes(two):
+    folder, found = two
+    saved = load_file(folder / "0" / "run" / "weights.safetensors")
+    own, others = (process["own"] for process in found)
+    assert not all(torch.equal(own[name], others[name]) for name in own)
+    for name in own:
+        assert torch.allclose(saved[name], (own[name] + others[name]) / 2), name
+        for process in found:
+            assert torch.equal(process["after"][f"query_encoder.{name}"], saved[name]), name
+
+
+def test_only_the_first_process_needs_the_run_folder(two):
+    folder, (first, second) = two
+    assert first["summary"] == second["summary"] == json.loads((folder / "0" / "run" / "summary.json").read_text())
+    assert not list((folder / "1").glob("run*"))
 
 
 def test_a_run_goes_on_with_another_number_of_processes_and_says_what_is_no_longer_exact(tmp_path, written):
