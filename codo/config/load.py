@@ -19,6 +19,13 @@ from codo.errors import CodoError
 Config = TypeVar("Config", bound=BaseModel)
 
 
+CHOOSE_DATA = (
+    *("foregrounds", "backgrounds", "limit"),
+    *("root", "train_json", "val_json", "images", "val_images", "fraction"),
+)
+"""Fields of `data`, of pretraining and of transfer, that say which images are used; the others how they are read."""
+
+
 def load_config(
     kind: type[Config],
     presets: Mapping[str, Mapping[str, Any]],
@@ -84,13 +91,17 @@ def dump_yaml(config: BaseModel) -> str:
 
 
 def fingerprint(config: BaseModel, data: str = "") -> str:
-    """Name what a config computes: 16 hex digits over all fields but paths and the `run` section.
+    """Name what a config computes: 16 hex digits over all fields but the `run` section and those that choose the data.
 
     Args:
         config: the resolved config.
-        data: a fingerprint of the data, which stands in for the paths.
+        data: a fingerprint of the data, which stands in for its paths and for how much of it is used.
     """
-    tree = config.model_dump(mode="json", exclude={"run", "data", "weights"})  # `data` stands for its images
+    tree = config.model_dump(mode="json", exclude={"run", "data", "weights"})
+    # A default says nothing, so that fingerprints of before there was the field stay.
+    changed = config.model_dump(mode="json", include={"data"}, exclude_defaults=True).get("data", {})
+    if reading := {name: value for name, value in changed.items() if name not in CHOOSE_DATA}:
+        tree["data"] = reading
     text = json.dumps([type(config).__name__, tree, data], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

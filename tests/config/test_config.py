@@ -132,6 +132,8 @@ def test_fingerprint_names_what_is_computed():
     assert fingerprint(base, "data") != fingerprint(base, "other data")
     assert fingerprint(base) != fingerprint(load(sets=["seed=1"]))
     assert fingerprint(base) == fingerprint(load(sets=["run.device=cpu", "run.workers=1", "data.foregrounds=x"]))
+    assert fingerprint(base, "8 images") == fingerprint(load(sets=["data.limit=8"]), "8 images")
+    assert fingerprint(base) != fingerprint(load(sets=["data.scaled_decode=false"]))
 
 
 def test_differences_are_dotted():

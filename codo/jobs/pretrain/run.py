@@ -29,6 +29,9 @@ from codo.runs.hardware import Hardware
 from codo.runs.record import RunFolder
 from codo.runs.world import World
 
+PATHS = ("data.foregrounds", "data.backgrounds")
+"""Fields that say where the images lie."""
+
 
 @dataclass(frozen=True)
 class PretrainResult:
@@ -112,9 +115,13 @@ def resume(
 ) -> PretrainResult:
     """Go on with a run; its end equals that of a run that was never stopped.
 
+    With more epochs it does not equal a run that had as many from the start: what the schedule has done stays done. Its
+    fingerprint is then another one.
+
     Args:
         path: the run folder.
-        changes: dotted field -> value; the `run` section may change, and the number of epochs grow.
+        changes: dotted field -> value; the `run` section may change, where the images lie, and the number of epochs
+            grow.
         losses: as in `pretrain`, and so the other parts: those that the run began with.
         augmenters: likewise.
         jitter: likewise.
@@ -137,7 +144,7 @@ def resume(
         key: pair
         for key, pair in changed.items()
         # Paths may change where the images are the same ones, which is checked below.
-        if not key.startswith(("run.", "data.")) and not (key == "optim.epochs" and longer)
+        if not key.startswith("run.") and key not in PATHS and not (key == "optim.epochs" and longer)
     }
     if refused:
         told = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in refused.items())
@@ -161,6 +168,15 @@ def resume(
             run.load(load_checkpoint(checkpoint))
         elif world.first:
             warn(f"{path} was stopped before its first checkpoint; it begins again")
+        if run.step:
+            run.extended = then.get("extended", [])
+            if longer and all(step != run.step for step, _ in run.extended):
+                old, new = before.optim.epochs, config.optim.epochs
+                run.extended = [*run.extended, [run.step, old]]
+                warn(
+                    f"{path}: its {run.step} steps went by a schedule of {old} epochs, the next go by one of {new}; a "
+                    f"run of {new} epochs from the start computes something else"
+                )
         if then.get("processes", 1) != world.size and world.first:
             warn(
                 f"{path} ran on {then['processes']} processes, now on {world.size}: samples, BN groups and queues are "

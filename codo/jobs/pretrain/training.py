@@ -56,6 +56,7 @@ class Run:
         seconds: time spent in earlier sessions.
         unreadable: names of broken images that were left out or passed over.
         warnings: name -> warning, of what was noticed: `shortcut`, `collapse`.
+        extended: the steps after which the run was made longer, each with the epochs that it had before.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Run:
         self.unreadable = set(dataset.unreadable)
         self.warnings: dict[str, str] = {}
         self.shortcut, self.collapse = Shortcut(), Collapse()
+        self.extended: list[list[int]] = []
 
     def batches(self, steps: int) -> Iterator[Sample]:
         """Load this process's batches from the current step up to step `steps`."""
@@ -98,9 +100,9 @@ class Run:
         """Record config, environment and data."""
         data = {**sources.record(), "unreadable": len(self.unreadable)}
         names = self.parts.names()
-        told = json.dumps(names) if names else ""
+        told = "".join(json.dumps(given) for given in (names, self.extended) if given)
         name = fingerprint(self.config, sources.fingerprint + told)
-        more = {"parts": names, "processes": self.world.size}
+        more = {"parts": names, "processes": self.world.size, "extended": self.extended}
         folder.write_start(self.config, name, data, self.hardware, more)
 
     def state(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from webdataset import ShardWriter
 
-from codo.config.load import dump_yaml
+from codo.config.load import dump_yaml, fingerprint
 from codo.errors import CodoError, Interrupted
 from codo.jobs.pretrain import dry_run, pretrain, resume
 from codo.jobs.pretrain.build import build_dataset, find_sources
@@ -127,8 +127,9 @@ def test_metrics_after_the_checkpoint_are_computed_again_and_not_doubled(finishe
 
 
 def test_resume_refuses_what_would_not_be_the_same_run(finished, tiny, tmp_path, monkeypatch):
-    for changes in ({"optim.batch_size": 6}, {"optim.epochs": 1}, {"seed": 1}):
-        with pytest.raises(CodoError, match=rf"{next(iter(changes))} \d -> \d"):
+    other = {"optim.batch_size": 6, "optim.epochs": 1, "seed": 1, "data.limit": 8, "data.scaled_decode": False}
+    for changes in ({field: value} for field, value in other.items()):
+        with pytest.raises(CodoError, match=rf"{next(iter(changes))} \w+ -> \w+"):
             resume(finished.path, changes)
     with pytest.raises(CodoError, match=r"is complete; ask for more epochs"):
         resume(finished.path)
@@ -143,12 +144,19 @@ def test_resume_refuses_what_would_not_be_the_same_run(finished, tiny, tmp_path,
         resume(out)
 
 
-def test_a_finished_run_goes_on_with_more_epochs(finished, tmp_path):
+def test_a_finished_run_goes_on_with_more_epochs_and_says_that_it_is_another(finished, tiny, tmp_path, capsys):
     out = tmp_path / "longer"
     shutil.copytree(finished.path, out)
     result = resume(out, {"optim.epochs": 3})
     assert result.summary["steps"] == 9
     assert [m["step"] for m in curve(out)] == list(range(1, 10))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "its 6 steps went by a schedule of 2 epochs, the next go by one of 3" in said
+    whole = fingerprint(tiny(optim__epochs=3), find_sources(tiny()).fingerprint)
+    assert result.summary["fingerprint"] != whole
+    (out / "checkpoint.pt").unlink()  # it begins again, and then is the run of that length
+    (out / "summary.json").unlink()
+    assert resume(out).summary["fingerprint"] == whole
 
 
 def test_resuming_with_other_images_is_refused(tiny, images, tmp_path, monkeypatch):
