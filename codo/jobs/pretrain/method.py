@@ -56,6 +56,7 @@ class Method(nn.Module):
         losses: name -> loss, with its queues.
         weights: name -> weight.
         bn_groups: of this process.
+        untrained: what of backbone, FPN and box head no loss reaches, in words.
         all_used: whether surely every parameter of the encoder takes part; of a user's own parts who knows.
     """
 
@@ -98,6 +99,7 @@ class Method(nn.Module):
             every_level = deepest or bool({"image", "dense"} & embeds)
         plain = not (parts.names().keys() - {"losses"}) and not (config.model.projector or config.model.box_head)
         self.all_used = every_level and plain and ":" not in config.model.backbone
+        self.untrained = _untrained(config, embeds, {loss.embeds for loss, _ in own.values()})
         self.losses = nn.ModuleDict(losses | {name: loss for name, (loss, _) in own.items()})
 
     def terms(self) -> Iterator[tuple[str, Loss, float]]:
@@ -143,6 +145,23 @@ def groups_of_process(config: PretrainConfig, world: World) -> int:
             f"sub-batches; make it a multiple of {step}, or 1 to normalise over the whole batch (SyncBN)"
         )
     return groups // size
+
+
+def _untrained(config: PretrainConfig, embeds: set[str], own: set[str]) -> list[str]:
+    """Name what of backbone, FPN and box head no loss reaches; all losses ask for `embeds`, a user's for `own`."""
+    loss, found = config.loss, []
+    if config.alignment and {"instance", "level", "offsets", "cell"} & embeds:  # through the FPN to the whole backbone
+        if "instance" in embeds or "level" not in embeds:  # each box from its own level
+            return []
+        whole = "level" in own or bool({"offsets", "cell"} & embeds)  # whatever the level loss's weights
+        pooled = [k for k, w in zip(loss.levels, config.level_weights, strict=True) if w or whole]
+        idle = [f"P{k}" for k in LEVELS if k not in pooled]
+        return [f"the FPN's convolutions of {', '.join(idle)}"] if idle else []
+    reached = {"level": loss.levels, "stage": loss.stage_levels, "image": LEVELS, "dense": LEVELS}
+    deepest = max(k for name, levels in reached.items() if name in embeds for k in levels)
+    if deepest < LEVELS[-1]:
+        found.append(f"the backbone beyond C{deepest}")
+    return [*found, "the FPN", "the box head"] if config.alignment else found
 
 
 def encoder_of(config: PretrainConfig, parts: Parts, embeds: set[str]) -> AlignedEncoder | StageEncoder:

@@ -55,7 +55,7 @@ class Run:
         steps: steps of the whole run.
         seconds: time spent in earlier sessions.
         unreadable: names of broken images that were left out or passed over.
-        warnings: name -> warning, of what was noticed: `shortcut`, `collapse`.
+        warnings: name -> warning, of what was noticed: `shortcut`, `collapse`, `untrained`.
         extended: the steps after which the run was made longer, each with the epochs that it had before.
     """
 
@@ -150,6 +150,9 @@ class Run:
             JobProgress(self.steps, "pretrain", self.step) as progress,
             closing(Events(folder.path, first)) if run.tensorboard and self.world.first else nullcontext() as events,
         ):
+            if idle := self.method.untrained:
+                text = f"warning: no loss trains {', '.join(idle)}: saved as it begins, at random"
+                self.note("untrained", text, progress)
             batches = self.batches(self.steps)
             while self.step < self.steps:
                 waiting = time.perf_counter()

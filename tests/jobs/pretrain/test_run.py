@@ -19,6 +19,7 @@ from codo.errors import CodoError, Interrupted
 from codo.jobs.pretrain import dry_run, pretrain, resume
 from codo.jobs.pretrain.build import build_dataset, find_sources
 from codo.jobs.pretrain.loop import Trainer
+from codo.jobs.pretrain.method import Method
 from codo.jobs.pretrain.preview import preview
 from codo.jobs.pretrain.training import Run
 from codo.jobs.pretrain.watch import Collapse
@@ -384,6 +385,48 @@ def test_collapse_is_measured_logged_and_said_once(tiny, tmp_path, monkeypatch, 
 def test_a_run_with_the_box_loss_alone_is_logged(tiny, tmp_path):
     fields = {"hierarchy": False, "loss.instance": 0, "loss.box": 1, "optim.epochs": 1}
     assert "loss_box" in curve(pretrain(tiny(**fields), tmp_path / "run").path)[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "untrained"),
+    [
+        ({}, []),
+        ({"hierarchy": False}, []),
+        ({"alignment": False, "hierarchy": False}, []),
+        ({"hierarchy": False, "loss.instance": 0, "loss.box": 1}, []),
+        ({"hierarchy": False, "loss.instance": 0, "loss.image": 1}, ["the FPN", "the box head"]),
+        ({"loss.levels": [5]}, ["the FPN's convolutions of P2, P3, P4"]),
+        ({"loss.level_weights": [1, 0, 1, 1]}, ["the FPN's convolutions of P3"]),
+        ({"loss.level_weights": [1, 0, 1, 1], "loss.cell": 1}, []),
+        ({"loss.levels": [5], "loss.instance": 1}, []),
+        ({"alignment": False, "hierarchy": False, "loss.image": 0, "loss.stage": 1}, []),
+        (
+            {"hierarchy": False, "loss.instance": 0, "loss.stage": 1, "loss.stage_levels": [3, 4]},
+            ["the backbone beyond C4", "the FPN", "the box head"],
+        ),
+    ],
+)
+def test_what_no_loss_trains_is_named(tiny, fields, untrained):
+    assert Method(tiny(**fields)).untrained == untrained
+
+
+@pytest.mark.parametrize("fields", [{}, {"loss.levels": [5]}, {"loss.level_weights": [1, 0, 1, 1], "loss.cell": 1}])
+def test_what_is_named_is_what_has_no_gradient(tiny, fields):
+    config = tiny(**fields)
+    run = Run(config, build_dataset(config, find_sources(config)))
+    run.trainer._finish = lambda result: None  # which would drop the gradients
+    run.advance(next(run.batches(1)))
+    blocks = run.method.query_encoder.backbone.fpn.layer_blocks
+    idle = [f"P{k}" for k, block in enumerate(blocks, 2) if block[0].weight.grad is None]
+    assert run.method.untrained == ([f"the FPN's convolutions of {', '.join(idle)}"] if idle else [])
+
+
+def test_what_no_loss_trains_is_said_once_at_the_start(tiny, tmp_path, capsys):
+    fields = {"hierarchy": False, "loss.instance": 0, "loss.image": 1, "optim.epochs": 1}
+    result = pretrain(tiny(**fields), tmp_path / "run")
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("warning: no loss trains the FPN, the box head: saved as it begins, at random") == 1
+    assert set(result.summary["warnings"]) == {"untrained"}
 
 
 def test_a_full_disk_is_said_and_the_older_checkpoint_stays(tiny, tmp_path, monkeypatch):
