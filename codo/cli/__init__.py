@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from typing import Any
@@ -76,6 +77,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a user's mistake ends in one line and exit code 2."""
     from codo.errors import CodoError, Interrupted
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need be no text, terminals no UTF-8
     try:
         code = cli.main(arguments, prog_name="codo", standalone_mode=False)
     except CodoError as error:

@@ -106,9 +106,7 @@ def predict_command(
     """Find objects in IMAGES (files or folders) with RUN, a finished transfer run: pictures, and COCO results."""
     from codo.jobs.transfer.predict import predict
     from codo.runs.console import console
-    from codo.runs.record import RunFolder
 
-    RunFolder.check_free(out, resumable=False)
     changes = {"run.device": device, "run.precision": precision}
     found = predict(run, images, out=out, score_threshold=score_threshold, best=best, changes=changes)
     console.print(f"weights: {found.weights}", markup=False)

@@ -67,7 +67,7 @@ class RunSection(Section):
     """
 
     device: str = sourced("auto", "run")
-    """`auto`: CUDA where there is one, else the processor; or `cpu`, `cuda`, `cuda:1`."""
+    """`auto`: CUDA where there is one, else the processor; or `cpu`, `cuda`, `cuda:1`, `mps`."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = sourced("auto", "run")
     """`auto`: bf16 autocast where the GPU or processor has bf16 arithmetic, else fp32. fp16 scales its losses."""
     workers: NonNegativeInt | Literal["auto"] = sourced("auto", "run")

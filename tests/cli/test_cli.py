@@ -53,6 +53,15 @@ def test_no_command_imports_torch_before_it_runs(command):
     assert done.stdout.rstrip().endswith("False")
 
 
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", "?"), ("utf-8", "\\udce9")])
+def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path, monkeypatch, encoding, shown):
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    monkeypatch.setenv("CODO_CACHE", os.fsdecode(bytes(tmp_path) + b"/caf\xe9"))
+    done = codo("cache", "list")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip().endswith(f"caf{shown}")
+
+
 def test_import_codo_is_light_and_names_its_api():
     code = "import codo, sys; print('torch' in sys.modules, all(hasattr(codo, n) for n in codo.__all__))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)

@@ -168,6 +168,8 @@ def build_dataset(config: PretrainConfig, sources: Sources, parts: Parts | None 
             warn(f"{name}: {found.note}")
         for file, reason in found.broken[:5]:
             warn(f"{name}: left out {file.name}: {reason}")
+        if len(found.broken) > 5:
+            warn(f"{name}: left out {len(found.broken) - 5} more that cannot be read")
         unreadable.update(f"{name}: {file.name}" for file, _ in found.broken)
         return found
 

@@ -151,10 +151,10 @@ def resume(
         raise CodoError(f"--resume {path}: a resumed run keeps its config ({told}); only run.* may change, epochs grow")
     if folder.complete and not longer:
         raise CodoError(f"--resume {path}: the run is complete; ask for more epochs to continue it")
-    then = folder.environment()
+    then = folder.environment("data.fingerprint")
     if then.get("parts", {}) != parts.names():
         raise CodoError(
-            f"--resume {path}: the run began with the parts {then['parts'] or 'none'} from Python, now they are "
+            f"--resume {path}: the run began with the parts {then.get('parts') or 'none'} from Python, now they are "
             f"{parts.names() or 'none'}; pass the same to codo.resume_pretrain"
         )
     hardware = check_parts(config, parts, world)
@@ -164,7 +164,7 @@ def resume(
             raise CodoError(f"--resume {path}: the images are not those that the run began with")
         run = Run(config, dataset, parts, world)
         checkpoint = path / "checkpoint.pt"
-        if checkpoint.exists():
+        if checkpoint.exists() or folder.complete:
             run.load(load_checkpoint(checkpoint))
         elif world.first:
             warn(f"{path} was stopped before its first checkpoint; it begins again")
@@ -173,20 +173,21 @@ def resume(
             if longer and all(step != run.step for step, _ in run.extended):
                 old, new = before.optim.epochs, config.optim.epochs
                 run.extended = [*run.extended, [run.step, old]]
-                warn(
-                    f"{path}: its {run.step} steps went by a schedule of {old} epochs, the next go by one of {new}; a "
-                    f"run of {new} epochs from the start computes something else"
-                )
-        if then.get("processes", 1) != world.size and world.first:
+                if world.first:
+                    warn(
+                        f"{path}: its {run.step} steps went by a schedule of {old} epochs, the next go by one of {new}; "
+                        f"a run of {new} epochs from the start computes something else"
+                    )
+        if (began := then.get("processes", 1)) != world.size and world.first:
             warn(
-                f"{path} ran on {then['processes']} processes, now on {world.size}: samples, BN groups and queues are "
+                f"{path} ran on {began} processes, now on {world.size}: samples, BN groups and queues are "
                 "the same, sums are taken in another order; equal to rounding, not bit for bit"
             )
         if world.first:
             folder.sweep()
+            folder.rewind_metrics(run.step)
             for name in ("summary.json", "weights.safetensors"):  # what is longer is not complete
                 (path / name).unlink(missing_ok=True)
-            folder.rewind_metrics(run.step)
             run.write_start(folder, sources)
         world.wait()
         return PretrainResult(folder.path, run.execute(folder))

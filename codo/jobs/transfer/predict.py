@@ -75,7 +75,7 @@ def predict(
         >>> predict(Path("runs/first"), [Path("photos")]).results[0]["score"]  # doctest: +SKIP
         0.97
     """
-    RunFolder.check_free(out)
+    RunFolder.check_free(out, resumable=False)
     files = _files(images)
     opened = open_run(run, {**(changes or {}), "detection.score_threshold": score_threshold}, best=best)
     folder = RunFolder.create(out, "predict").path

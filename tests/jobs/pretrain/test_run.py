@@ -212,6 +212,18 @@ def test_shards_give_what_their_files_give(finished, tiny, images, tmp_path, mon
     assert [m.name for m in few] == [p.name for p in find_sources(tiny(data__limit=4)).foregrounds]
 
 
+def test_of_many_broken_images_the_first_are_named_and_the_rest_counted(tiny, images, tmp_path, capsys):
+    copy = tmp_path / "foregrounds"
+    shutil.copytree(images / "foregrounds", copy)
+    for i in range(7):
+        (copy / f"broken-{i}.png").write_bytes(b"broken")
+    config = tiny(data={"foregrounds": str(copy), "backgrounds": str(images / "backgrounds")}, run={"cache": "disk"})
+    build_dataset(config, find_sources(config), Parts())
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("foregrounds: left out broken-") == 5
+    assert "foregrounds: left out 2 more that cannot be read" in told
+
+
 def test_broken_backgrounds_are_reported_too(tiny, images, tmp_path):
     copy = tmp_path / "backgrounds"
     shutil.copytree(images / "backgrounds", copy)
