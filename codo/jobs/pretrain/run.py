@@ -175,8 +175,8 @@ def resume(
                 run.extended = [*run.extended, [run.step, old]]
                 if world.first:
                     warn(
-                        f"{path}: its {run.step} steps went by a schedule of {old} epochs, the next go by one of {new}; "
-                        f"a run of {new} epochs from the start computes something else"
+                        f"{path}: its {run.step} steps went by a schedule of {old} epochs, the next go by one of "
+                        f"{new}; a run of {new} epochs from the start computes something else"
                     )
         if (began := then.get("processes", 1)) != world.size and world.first:
             warn(
