@@ -14,7 +14,7 @@ from rich.console import Console
 from codo.errors import CodoError
 from codo.jobs.ablate.display import Display
 from codo.jobs.ablate.executors import LocalExecutor, Task
-from codo.jobs.ablate.executors.local import core_shares
+from codo.jobs.ablate.executors.local import Lock, core_shares
 from codo.jobs.ablate.failure import exit_code, last_line, note_failure
 from codo.jobs.ablate.jobs import Store
 from codo.jobs.ablate.plan import make_plan
@@ -226,6 +226,19 @@ def test_a_process_of_this_machine(write_grid, tmp_path):
     assert run_on(LocalExecutor(1, 1), task) == 0
     assert task.folder.done
     assert task.folder.summary()["steps"] == 1
+
+
+def test_a_job_that_an_orphan_finished_before_it_starts_is_not_done_again(plan, monkeypatch):
+    def start(*given: object) -> None:
+        raise AssertionError("it is started")
+
+    monkeypatch.setattr("codo.jobs.ablate.executors.local.start", start)
+    task = Task(plan.store.folder(next(name for name in plan.jobs if name.startswith("pretrain"))))
+    task.folder.run.mkdir()
+    task.folder.result.write_text("{}")
+    assert run_on(LocalExecutor(1, 1), task) == 0
+    assert task.folder.result.read_text() == "{}"
+    Lock(task.folder.path).leave()  # it is free again
 
 
 class Sleeper:

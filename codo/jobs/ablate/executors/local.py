@@ -12,9 +12,9 @@ import torch
 
 from codo.errors import CodoError
 from codo.jobs.ablate.executors.base import Task
-from codo.jobs.ablate.lock import Held, Lock
 from codo.jobs.ablate.work import POLL_SECONDS, start
 from codo.runs.hardware import available_cores
+from codo.runs.lock import Held, Lock
 
 
 class LocalExecutor:
@@ -63,6 +63,9 @@ class LocalExecutor:
         try:
             lock = Lock(task.folder.path)
         except Held:  # by a process that an earlier, killed `codo ablate` left behind
+            return None
+        if task.folder.done:  # since the plan, by such a process
+            lock.leave()
             return None
         variables = {"OMP_NUM_THREADS": str(task.threads)}
         if self.gpus:
