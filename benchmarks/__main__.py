@@ -89,7 +89,7 @@ def main() -> None:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}")
     start = time.monotonic()
     failed = [] if arguments.table_only else run(arguments.names or NAMES)
-    results = read_results(RESULTS)
+    results = {name: content for name, content in read_results(RESULTS).items() if name not in failed}  # no old rows
     write_text(RESULTS / "README.md", page(results))
     print("\n".join(["", *joined(results, links=False)]))
     if not arguments.table_only:

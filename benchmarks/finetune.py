@@ -30,7 +30,7 @@ from typing import Any, cast
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.finetune_sides import BATCH, DATA, Codo, Reference, full, settings, small
+from benchmarks.finetune_sides import BATCH, Codo, Reference, full, settings, small
 from benchmarks.results_file import RESULTS, Row, versions, write
 from codo.jobs.bench.machine import machine, peaks
 from codo.jobs.bench.timing import Times, in_turns
@@ -136,6 +136,8 @@ def train_both(epochs: int, seeds: Sequence[int]) -> dict[str, Any]:
     gaps = [b - a for a, b in zip(found["torchvision"], found["codo"], strict=True)]
     deviations = {name: statistics.stdev(values) for name, values in found.items()}
     return {
+        "data": data.name,
+        "processor": machine()["processor"],
         "epochs": epochs,
         "seeds": list(seeds),
         "AP": found,
@@ -190,8 +192,9 @@ def report(results: list[dict[str, Any]], trained: dict[str, Any] | None) -> tup
         )
         lines += [
             "",
-            f"AP on the validation images of {DATA} after {trained['epochs']} epochs of the `small` preset's detector "
-            f"at 168-224 px, {len(trained['seeds'])} seeds, mean and standard deviation (`--ap`): {said}. The "
+            f"AP on the validation images of {trained['data']} after {trained['epochs']} epochs of `small`'s "
+            f"detector at 168-224 px, {len(trained['seeds'])} seeds, mean and standard deviation (`--ap`, trained on "
+            f"{trained['processor']}): {said}. The "
             f"difference of the means is {trained['mean_difference']:+.2f}, its standard error "
             f"{trained['standard_error']:.2f}.",
         ]

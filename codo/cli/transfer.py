@@ -199,8 +199,9 @@ def _print_start(start: Start) -> None:
 def _print_data(facts: dict[str, Any]) -> None:
     from codo.runs.console import console, warn
 
+    layout = f" ({facts['layout']})" if facts.get("layout") else ""
     console.print(
-        f"data: {facts['name']}, {facts['train_images']} training images ({facts['train_boxes']} boxes, "
+        f"data: {facts['name']}{layout}, {facts['train_images']} training images ({facts['train_boxes']} boxes, "
         f"{facts['train_images_without_boxes']} images without), {facts['val_images']} to evaluate on, "
         f"{facts['classes']} classes",
         markup=False,

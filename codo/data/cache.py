@@ -23,6 +23,7 @@ from codo.data.pool_file import (
     FORMAT,
     NO_HASH,
     Decoded,
+    NotNow,
     PoolFile,
     claim,
     content_hash,
@@ -165,7 +166,8 @@ class ImagePool:
 
         Raises:
             ValueError: not exactly one of `square` and `short_side`, or below 1; an unknown `cache`.
-            CodoError: no images; none can be decoded; with "disk" and "ram", the cache cannot be written.
+            CodoError: no images; none can be decoded; one cannot be read (it is not left out: it may be sound); with
+                "disk" and "ram", the cache cannot be written.
         """
         target = Target(square, short_side, scaled_decode)
         if cache not in ("auto", "ram", "disk", "off"):
@@ -336,6 +338,10 @@ def _decode_all(images: ImageSet[Any], target: Target, first: int) -> Generator[
             source_hash = content_hash(content)
             return target.load(source, content), source_hash
         except ImageError as error:
+            cause = error.__cause__
+            passing = source_hash == NO_HASH and isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
+            if passing or isinstance(cause, MemoryError):  # kept, it would be a broken image for good
+                raise NotNow(f"{error}; see that it can be read, or take it away, and run again") from error
             return str(error).removeprefix(f"{source}: "), source_hash
 
     threads = available_cores()

@@ -95,11 +95,6 @@ class CocoDataset:
     skipped: dict[str, int]
 
 
-def is_coco(root: Path) -> bool:
-    """Tell whether `root` holds a COCO-format training split (either layout), rather than plain images."""
-    return bool(_split_jsons(Path(root), "train"))
-
-
 def find_splits(root: Path) -> CocoSplits:
     """Find the training and validation split of a data set in the simple or the official COCO layout.
 
@@ -135,6 +130,8 @@ def background_paths(root: Path) -> ImageFiles:
 def split_paths(root: Path, split: str) -> ImageFiles:
     """List the images of a COCO-format set's `train` or `val` split; none where it has no such split.
 
+    Of several years the newest that has both splits is taken, as by `find_splits`, or else the newest.
+
     Raises:
         CodoError: no folder `root`, or a JSON that cannot be used.
     """
@@ -142,7 +139,9 @@ def split_paths(root: Path, split: str) -> ImageFiles:
     jsons = _split_jsons(root, split)
     if not jsons:
         return ImageFiles.of([])
-    year, json_path = next(iter(jsons.items()))
+    other = _split_jsons(root, {"train": "val", "val": "train"}[split])
+    year = next((year for year in jsons if year in other), next(iter(jsons)))
+    json_path = jsons[year]
     content = read_json(json_path, images_alone=True)
     images, _ = _images(entries_of(content, "images", json_path), json_path, _image_folder(root, split, year))
     return ImageFiles.of([image.path for image in images])

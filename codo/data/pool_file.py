@@ -49,6 +49,10 @@ NO_HASH = bytes(16)
 _POLL = 0.1  # seconds between two looks at another process's build
 
 
+class NotNow(CodoError):
+    """A source that cannot be read, and may be another time: the build stops, and goes on from there."""
+
+
 class Record(NamedTuple):
     """One source image as a file holds it: its pixels, or in their place the reason why there are none."""
 
@@ -221,7 +225,7 @@ def write(
 
     Raises:
         OSError: the disk is full.
-        CodoError: no image can be used.
+        CodoError: no image can be used, or one cannot be read now.
     """
     partial = unfinished(file)
     end = os.fstat(stream.fileno()).st_size
@@ -242,8 +246,9 @@ def write(
         _finish(stream, records, images, about)
         os.fsync(stream.fileno())
         os.replace(partial, file)
-    except (OSError, CodoError):
-        partial.unlink(missing_ok=True)  # what a kill leaves is kept; what fails would fail again
+    except (OSError, CodoError) as error:
+        if not isinstance(error, NotNow):
+            partial.unlink(missing_ok=True)  # what a kill leaves is kept; what fails would fail again
         raise
 
 

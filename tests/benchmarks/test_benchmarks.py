@@ -101,11 +101,16 @@ def test_a_benchmark_that_fails_does_not_stop_the_others(results, monkeypatch, c
         return subprocess.CompletedProcess(command, 1 if command[-1].endswith("absent") else 0)
 
     monkeypatch.setattr(all_of_them.subprocess, "run", start)
+    for name in ("absent", "startup"):
+        write(name, name, f"python -m benchmarks.{name}", {}, [Row(f"old row of {name}", "", 4.0, 3.0)])
     monkeypatch.setattr(sys, "argv", ["benchmarks"])
     with pytest.raises(SystemExit, match="failed: absent"):
         all_of_them.main()
     assert ran == ["benchmarks.absent", "benchmarks.startup"]
     assert "benchmarks.absent FAILED (exit code 1)" in capfd.readouterr().out
+    page = (results / "README.md").read_text()
+    assert "old row of startup" in page
+    assert "old row of absent" not in page
 
 
 def test_only_known_benchmarks_are_asked_for(monkeypatch, capsys):

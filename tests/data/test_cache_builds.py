@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import multiprocessing
 import os
@@ -24,7 +25,7 @@ from codo.data import cache as module
 from codo.data import pool_file
 from codo.data.cache import ImagePool, memory_folder
 from codo.data.cache_care import Entry, clear, entries, verify
-from codo.data.images import list_images
+from codo.data.images import ImageError, list_images
 from codo.errors import CodoError
 
 
@@ -161,6 +162,27 @@ def test_who_waits_is_not_kept_by_who_reads(folder: Path) -> None:
             assert waiting.result(timeout=20) is None
         finally:
             fcntl.flock(held, fcntl.LOCK_UN)
+
+
+def test_what_cannot_be_read_now_stops_the_build_and_is_read_when_it_can_be(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be sound; as a broken image it would be left out for good."""
+    real = module.read_content
+
+    def fails(source: Any) -> bytes:
+        if source.name == "07.png":
+            raise ImageError(f"{source}: Stale file handle") from OSError(errno.ESTALE, "Stale file handle")
+        return real(source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "read_content", fails)
+        with pytest.raises(CodoError, match=r"07\.png: Stale file handle; see that it can be read, or take it away"):
+            build(folder)
+    assert files() == [".partial"]
+    told: list[str] = []
+    assert len(build(folder, say=told.append)) == 19
+    assert "going on after 7 images of an earlier build" in told
 
 
 def test_what_fails_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codo.data.coco import background_paths, find_splits, is_coco, load_coco, split_paths
+from codo.data.coco import background_paths, find_splits, load_coco, split_paths
 from codo.data.files import data_fingerprint
 from codo.data.masks import check_mask
 from codo.errors import CodoError
@@ -259,7 +259,6 @@ def root(tmp_path: Path) -> Path:
 def test_layouts_are_found(root: Path) -> None:
     official(root, "annotations/instances_train2017.json", "annotations/instances_val2017.json")
     official(root, "annotations/captions_train2019.json", "train2017", "images/val2017")
-    assert is_coco(root)
     splits = find_splits(root)
     assert splits.train_json == root / "annotations" / "instances_train2017.json"
     assert splits.train_images == root / "train2017"
@@ -284,8 +283,7 @@ def test_no_layout_names_both_and_what_is_there(root: Path) -> None:
     official(root, "annotations/instances_train2017.json", "annotations/instances_val2017.json", "train2017")
     with pytest.raises(CodoError, match="val annotations but not the images: no folder val2017/"):
         find_splits(root)
-    assert not is_coco(root / "files")
-    for find in (find_splits, is_coco, background_paths):
+    for find in (find_splits, background_paths):
         with pytest.raises(CodoError, match="none does not exist"):
             find(root / "none")
         with pytest.raises(CodoError, match=r"a\.jpg is a file"):
@@ -309,6 +307,12 @@ def test_a_split_that_is_not_there_has_no_images(root: Path) -> None:
     assert split_paths(root, "train") == background_paths(root)
     official(root, "annotations/instances_val2017.json", "val2017")
     assert split_paths(root, "val") == [root / "val2017" / name for name in ("a.jpg", "sub/b.jpg", "empty.jpg")]
+
+
+def test_backgrounds_are_of_the_year_that_is_detected_on(root: Path) -> None:
+    official(root, "annotations/instances_train2017.json", "annotations/instances_val2017.json", "train2017", "val2017")
+    official(root, "annotations/instances_train2020.json", "train2020")  # has no validation split
+    assert {path.parts[len(root.parts)] for path in background_paths(root)} == {"train2017"}
 
 
 def test_fingerprint_is_of_names_and_sizes(root: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from contextlib import suppress
@@ -19,7 +18,7 @@ from codo.jobs.transfer.dataset import DetectionDataset, steps_per_epoch
 from codo.jobs.transfer.evaluate import evaluate
 from codo.jobs.transfer.hardware import hardware_of
 from codo.jobs.transfer.run import load_detector
-from codo.jobs.transfer.schedule import evaluation_interval, total_steps
+from codo.jobs.transfer.schedule import count_evaluations
 
 
 class _Enough(Exception):
@@ -66,7 +65,6 @@ def time_evaluation(config: TransferConfig, data: Data, seconds: float) -> dict[
 
     metrics_s = statistics.median(repeated(metrics, seconds=1.0, at_least=1))
     per_epoch = steps_per_epoch(len(data.train.images), config.optim.batch_size)
-    interval = evaluation_interval(config.optim, per_epoch)
     images = len(data.val.images)
     return {
         "images_per_s": rate,
@@ -74,7 +72,7 @@ def time_evaluation(config: TransferConfig, data: Data, seconds: float) -> dict[
         "images": images,
         "timed_images": len(stamps) - 1,
         "seconds": images / rate + metrics_s,
-        "evaluations": math.ceil(total_steps(config.optim, per_epoch) / interval),
+        "evaluations": count_evaluations(config.optim, per_epoch),
         "detector": config.detector,
         "hardware": hardware.describe(),
         "sides": list(sides),

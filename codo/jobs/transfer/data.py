@@ -74,6 +74,7 @@ def load_data(config: TransferConfig) -> Data:
     fingerprint = fingerprint_of(train, val, masks=masks)
     facts = {
         "name": paths.name,
+        "layout": paths.layout,
         "train_images": len(train.images),
         "train_images_without_boxes": boxes.count(0),
         "train_boxes": sum(boxes),
@@ -150,7 +151,7 @@ def take_fraction(coco: CocoDataset, fraction: float, seed: int) -> CocoDataset:
 
 
 def fingerprint_of(*splits: CocoDataset, masks: bool = False) -> str:
-    """Fingerprint what is trained and evaluated on: 16 hex digits over images, boxes, categories, and `masks`.
+    """Fingerprint what is trained and evaluated on: 16 hex digits over images, boxes, areas, categories, and `masks`.
 
     File names and sizes stand for the pixels; folders are left out, so that a copy elsewhere keeps its fingerprint.
     """
@@ -158,8 +159,8 @@ def fingerprint_of(*splits: CocoDataset, masks: bool = False) -> str:
     for coco in splits:
         digest.update(json.dumps(coco.categories).encode())
         for image in coco.images:
-            boxes = [(a["category_id"], a["bbox"], a["iscrowd"]) for a in coco.annotations[image.id]]
-            digest.update(json.dumps([image.id, image.file_name, boxes]).encode())
+            boxes = [(a["category_id"], a["bbox"], a["iscrowd"], a["area"]) for a in coco.annotations[image.id]]
+            digest.update(json.dumps([image.id, image.file_name, image.width, image.height, boxes]).encode())
             if masks:
                 own = [a.get("segmentation") for a in coco.annotations[image.id]]
                 digest.update(json.dumps(own).encode())
@@ -193,6 +194,7 @@ class _Paths:
     train_images: Path
     val_json: Path
     val_images: Path
+    layout: str | None = None
 
 
 def _paths(config: TransferConfig) -> _Paths:
@@ -216,6 +218,7 @@ def _paths(config: TransferConfig) -> _Paths:
         Path(data.images) if data.images else found.train_images,
         Path(data.val_json) if data.val_json else found.val_json,
         Path(val_images) if val_images else found.val_images,
+        found.layout,
     )
 
 

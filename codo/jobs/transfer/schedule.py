@@ -44,6 +44,11 @@ def evaluation_interval(optim: TransferOptimSection, per_epoch: int) -> int:
     return max(1, round(optim.eval_every * per_epoch))
 
 
+def count_evaluations(optim: TransferOptimSection, per_epoch: int) -> int:
+    """Count the evaluations of the schedule; the last is at its end."""
+    return math.ceil(total_steps(optim, per_epoch) / evaluation_interval(optim, per_epoch))
+
+
 def parts_of(count: int, accumulate: int) -> list[slice]:
     """Split a batch of `count` into parts whose gradients are added up, the last one possibly smaller.
 

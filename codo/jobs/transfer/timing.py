@@ -15,9 +15,10 @@ from codo.jobs.transfer.data import load_data
 from codo.jobs.transfer.dataset import DetectionDataset, steps_per_epoch
 from codo.jobs.transfer.evaluate import Evaluation, assess, evaluate
 from codo.jobs.transfer.hardware import hardware_of
-from codo.jobs.transfer.loop import Training, total_steps
+from codo.jobs.transfer.loop import Training
 from codo.jobs.transfer.proof import normalisation
 from codo.jobs.transfer.run import fresh_detector
+from codo.jobs.transfer.schedule import count_evaluations, total_steps
 from codo.runs.record import RunFolder
 
 STEPS, IMAGES = 3, 8
@@ -61,6 +62,5 @@ def time_transfer(config: TransferConfig) -> float:
         rates = [r["images_per_s"] for r in RunFolder(Path(folder)).metrics() if "images_per_s" in r][1:]
     per_epoch = steps_per_epoch(len(train_set), config.optim.batch_size)
     total = total_steps(config.optim, per_epoch)
-    evaluations = max(1, total // (per_epoch * config.optim.eval_every))
     steps = total * config.optim.batch_size * len(rates) / sum(rates)
-    return steps + evaluations * spent[-1] / len(few.images) * len(data.val.images)
+    return steps + count_evaluations(config.optim, per_epoch) * spent[-1] / len(few.images) * len(data.val.images)

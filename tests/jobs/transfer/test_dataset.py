@@ -167,9 +167,18 @@ def test_the_fingerprint_follows_content_and_not_the_folder(coco_root: Path, own
     before = fingerprint_of(load(coco_root))
     assert fingerprint_of(load(own_root)) == before
     content = json.loads((own_root / "instances_train.json").read_text())
-    content["annotations"][0]["bbox"][0] += 1
-    (own_root / "instances_train.json").write_text(json.dumps(content))
-    assert fingerprint_of(load(own_root)) != before
+
+    def changed(field: str, index: int, name: str, value: object) -> bool:
+        other = json.loads(json.dumps(content))
+        other[field][index][name] = value
+        (own_root / "instances_train.json").write_text(json.dumps(other))
+        return fingerprint_of(load(own_root)) != before
+
+    x, *rest = content["annotations"][0]["bbox"]
+    assert not changed("annotations", 0, "bbox", [x, *rest])
+    assert changed("annotations", 0, "bbox", [x + 1, *rest])
+    assert changed("annotations", 0, "area", 7)  # decides what counts as small
+    assert changed("images", 0, "width", content["images"][0]["width"] + 1)  # boxes are scaled by it
 
 
 def test_facts_are_counted(make_config: Callable[..., TransferConfig]) -> None:
@@ -177,6 +186,7 @@ def test_facts_are_counted(make_config: Callable[..., TransferConfig]) -> None:
     expected = {"name": "squares", "train_images": 6, "train_boxes": 10, "train_images_without_boxes": 1}
     assert expected == {key: data.facts[key] for key in expected}
     assert (data.facts["val_images"], data.facts["classes"]) == (3, 2)
+    assert data.facts["layout"] == "simple layout"
 
 
 def test_paths_can_be_given_one_by_one(make_config: Callable[..., TransferConfig], coco_root: Path) -> None:

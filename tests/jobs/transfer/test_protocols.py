@@ -21,7 +21,7 @@ from codo.jobs.transfer.detectors import build_detector
 from codo.jobs.transfer.evaluate import Evaluation
 from codo.jobs.transfer.norms import batch_norms, norm_groups, parameter_counts, stage_modules
 from codo.jobs.transfer.run import fresh_detector, load_detector
-from codo.jobs.transfer.schedule import describe_training, evaluation_interval
+from codo.jobs.transfer.schedule import count_evaluations, describe_training, evaluation_interval
 from codo.runs.weights_file import read_metadata, read_weights, save_weights
 
 Make = Callable[..., TransferConfig]
@@ -214,6 +214,8 @@ def test_evaluation_may_come_within_an_epoch(make_config: Make, tmp_path: Path) 
     result = transfer(make_config(optim={"eval_every": 0.34}), tmp_path / "run")
     assert [point["step"] for point in result.summary["curve"]] == [1, 2, 3, 4, 5, 6]
     assert [evaluation_interval(make_config(optim={"eval_every": e}).optim, 10) for e in (0.01, 0.25, 3)] == [1, 2, 30]
+    optims = [make_config(optim={"epochs": n, "eval_every": e}).optim for n, e in ((5, 2), (2, 0.1), (4, 2))]
+    assert [count_evaluations(optim, 3) for optim in optims] == [3, 6, 2]
 
 
 def test_parts_of_a_batch_add_up_to_it(make_config: Make, coco_root: Path, tmp_path: Path) -> None:
