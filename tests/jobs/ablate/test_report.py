@@ -319,6 +319,22 @@ def test_a_sample_may_not_lie_outside(tmp_path):
             write_report(tmp_path / "grid", results)
 
 
+def test_a_sample_is_read_by_no_reader_that_starts_a_program(tmp_path, monkeypatch):
+    """Pillow's reader of EPS runs Ghostscript, whatever the file is called."""
+    started = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *given: started.append(given))
+    (tmp_path / "samples").mkdir()
+    results = make_results(seeds=1)
+    for row, name in (("codo", "samples/x.eps"), ("no jitter", "samples/x.png")):
+        Image.new("RGB", (8, 8)).save(tmp_path / name, "EPS")
+        results.samples[row] = name
+    write_report(tmp_path, results)
+    text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert "x.eps cannot be read" in text
+    assert "x.png cannot be read" in text
+    assert started == []
+
+
 def test_a_reference_that_is_no_row_is_refused(tmp_path):
     results = make_results(seeds=1)
     results.reference = "absent"

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from codo.data.images import ImageError, decode
 from codo.errors import CodoError
 from codo.jobs.ablate.analysis import Analysis
 from codo.jobs.ablate.report import words
@@ -153,12 +154,10 @@ def _sample(folder: Path, file: str) -> dict[str, Any]:
     if not path.is_relative_to(folder.resolve()):
         raise CodoError(f"results.json: the sample {file!r} lies outside {folder}")
     try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except FileNotFoundError:
-        return {"uri": "", "missing": f"{file} is not there"}
-    except (OSError, Image.DecompressionBombError):
-        return {"uri": "", "missing": f"{file} cannot be read as an image"}
+        image = Image.fromarray(decode(path))
+    except ImageError as error:
+        absent = isinstance(error.__cause__, FileNotFoundError)
+        return {"uri": "", "missing": f"{file} {'is not there' if absent else 'cannot be read as an image'}"}
     image.thumbnail((SAMPLE_WIDTH, 10 * SAMPLE_WIDTH))
     data = io.BytesIO()
     image.save(data, "JPEG", quality=85)
