@@ -396,7 +396,10 @@ def test_of_many_probes_the_headlines_are_drawn_and_all_are_in_a_table_a_represe
 
 def test_the_note_is_true_of_the_reference():
     results = make_results(seeds=1)
-    assert design_note(results).startswith("Each row is codo with one thing changed. A row left of zero")
+    assert design_note(results).startswith(
+        "Each row is codo with one thing changed. A difference below zero, its dot left of zero: the row's mean is "
+        "lower by so much; the verdict says whether the seeds show a difference."
+    )
     assert design_note(results).endswith("Not pretrained: not pretrained.")
     results.reference = "no jitter"
     assert design_note(results).startswith(

@@ -36,8 +36,8 @@ DESIGNS = {
 }
 
 FROM_BASE = {
-    "one_at_a_time": "Each row is {reference} with one thing changed. A row left of zero is worse than {reference}: "
-    "what it left out, or changed, is worth that much.",
+    "one_at_a_time": "Each row is {reference} with one thing changed. A difference below zero, its dot left of zero: "
+    "the row's mean is lower by so much; the verdict says whether the seeds show a difference.",
     "ladder": "Each row adds to the row before. Against {reference} the rows show what all the steps to there are "
     "worth; against the row before, what the last one is.",
 }
