@@ -94,6 +94,12 @@ def test_the_hardware_is_that_of_the_jobs_and_more_than_one_is_a_warning(plan, t
     for text in (page_of(results, tmp_path / "grid"), told(results)):
         assert "the transfer jobs did not run on the same hardware" in text
         assert "the pretrain jobs" not in text
+    said = f"the transfer jobs did not run on the same hardware, or not in the same precision: {other['hardware']}; "
+    table = (tmp_path / "grid" / "table.md").read_text(encoding="utf-8")
+    assert f"> Mind: {said}{ENVIRONMENT['hardware']}\n\n## tuned\n" in table
+    assert f" Mind: {said}{ENVIRONMENT['hardware']}.}}\n" in (tmp_path / "grid" / "table.tex").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_probe_that_failed_is_told(plan, tmp_path):
@@ -119,11 +125,15 @@ def test_what_the_probes_looked_at_is_told_where_it_matters(plan, tmp_path):
     page = page_of(results, tmp_path / "grid")
     assert "Not held out" not in page
     assert "Not comparable" not in page
+    assert "> Mind: " not in (tmp_path / "grid" / "table.md").read_text(encoding="utf-8")
     first = plan.cells[next(key for key in plan.cells if (key.row, key.seed) == ("no hierarchy", 1))].probe
     finish(plan.store.folder(first), held_out=False, settings={"images": "bbbb"})
     page = page_of(gather(plan), tmp_path / "grid")
     assert "Not held out: the pretraining may have seen the images that it is probed on: no hierarchy (seed 1)." in page
     assert f"seed 1, rows on either side of | were probed on other images: {results.reference} | no hierarchy" in page
+    table = (tmp_path / "grid" / "table.md").read_text(encoding="utf-8")
+    assert "> Mind: Not held out: the pretraining may have seen the images" in table
+    assert "> Mind: Not comparable: in seed 1, rows on either side of \\| were probed on other images: " in table
 
 
 def test_nothing_that_is_written_names_a_place_of_this_machine(plan, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from codo.jobs.ablate.prediction import FEWEST_ROWS, rank_correlation
 from codo.jobs.ablate.report.probes import predictions
 from codo.jobs.ablate.report.tables import markdown
-from codo.jobs.ablate.results import Cell, Results, Row
+from codo.jobs.ablate.results import Cell, Probed, Results, Row
 
 PROBE = "probe/knn"
 
@@ -79,6 +79,18 @@ def test_where_nothing_can_be_said_nothing_is(pairs):
     assert rank_correlation(make(pairs), "p", PROBE).value is None
     assert predictions(make(pairs)) == {}
     assert "Do the probes" not in markdown_of(pairs)
+
+
+def test_rows_that_were_probed_on_other_images_are_not_correlated():
+    results = make([(i, i) for i in range(6)], seeds=2)
+    for cell in results.cells:
+        cell.probed = Probed(images=f"of seed {cell.seed}")
+    assert predictions(results) == {"p": {"knn": "+1.00, 6 rows"}}
+    results.cells[-1].probed = Probed(images="others")
+    assert predictions(results) == {}
+    text = markdown(results, [])
+    assert "Do the probes" not in text
+    assert "> Mind: Not comparable: in seed 1, rows on either side" in text
 
 
 def markdown_of(pairs: list[tuple[float | None, float]]) -> str:

@@ -20,6 +20,7 @@ from codo.jobs.ablate.report.words import (
     number,
     p_value,
     plus_minus,
+    probed,
     sentence,
     warnings,
 )
@@ -66,6 +67,8 @@ def markdown(results: Results, analyses: list[Analysis]) -> str:
     """Write the tables in Markdown, a heading a protocol."""
     m = results.metric
     text = [f"# {_md(results.title)}", "", _md(results.question), "", _md(design_note(results)), ""]
+    for line in (*warnings(results), *probed(results)):
+        text += [f"> Mind: {_md(line)}", ""]
     for a in analyses:
         text += [f"## {_md(a.protocol)}", ""]
         text += [f"| row | {m} | n | difference to {_md(results.reference)} [95%] | p (Holm) | verdict |"]
@@ -135,6 +138,7 @@ def latex(results: Results, analyses: list[Analysis]) -> str:
         f"{latex_escape(results.reference)} are paired by seed, with 95\\% intervals (paired $t$-test, "
         f"Holm-corrected within a column): {signs}."
     )
+    caption += "".join(f" Mind: {latex_escape(line)}." for line in warnings(results))
     lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{caption}}}", r"\end{table}"]
     return "\n".join(lines) + "\n"
 

@@ -163,17 +163,26 @@ def probed(results: Results) -> list[str]:
     if trained:
         said.append(f"Not held out: the pretraining may have seen the images that it is probed on: {trained}.")
     unlike: dict[str, list[str]] = {}
-    for seed in results.seeds:
-        groups: dict[str, list[str]] = {}
-        for (row, of), looked in cells.items():
-            if of == seed and looked.images:
-                groups.setdefault(looked.images, []).append(row)
-        if len(groups) > 1:
-            unlike.setdefault(" | ".join(", ".join(rows) for rows in groups.values()), []).append(str(seed))
+    for seed, groups in probed_apart(results).items():
+        unlike.setdefault(" | ".join(map(", ".join, groups)), []).append(str(seed))
     for rows, seeds in unlike.items():
         many = ", ".join(seeds)
         said.append(f"Not comparable: in seed {many}, rows on either side of | were probed on other images: {rows}.")
     return said
+
+
+def probed_apart(results: Results) -> dict[int, list[list[str]]]:
+    """Group the rows by the images that they were probed on, of each seed where these are not the same for all."""
+    cells = {(c.row, c.seed): c.probed.images for c in results.cells if c.probed is not None}
+    found = {}
+    for seed in results.seeds:
+        groups: dict[str, list[str]] = {}
+        for (row, of), images in cells.items():
+            if of == seed and images:
+                groups.setdefault(images, []).append(row)
+        if len(groups) > 1:
+            found[seed] = list(groups.values())
+    return found
 
 
 def hardware(results: Results) -> str:
