@@ -28,7 +28,10 @@ class Size(click.ParamType):
 
 @click.group("cache", short_help="List, check or clear the decoded images that runs keep.")
 def cache_command() -> None:
-    """List, check or clear the decoded images that runs keep in $CODO_CACHE (else ~/.cache/codo)."""
+    """List, check or clear the decoded images that runs keep in $CODO_CACHE.
+
+    Where that is not set: $XDG_CACHE_HOME/codo, else ~/.cache/codo.
+    """
 
 
 @cache_command.command("list")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def report(result: Any) -> None:
         names = ", ".join(s["unreadable_images"][:5])
         count = len(s["unreadable_images"])
         console.print(f"{count} unreadable images were left out or passed over: {names}", markup=False)
-    console.print(f"next: codo transfer --weights {result.path} --data DIR", markup=False)
+    console.print(f"next: codo transfer --weights {shlex.quote(str(result.path))} --data DIR", markup=False)
 
 
 def report_dry_run(facts: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -10,7 +12,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    """Ends the process as a closed pipe ends others (`codo ... | head`): quietly, by 128 + SIGPIPE."""
+
+    def on_broken_pipe(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush goes there
+        raise SystemExit(141)
+
+
+console = _Console(highlight=False, soft_wrap=True)
 """Where results go: standard output."""
 
 errors = Console(stderr=True, highlight=False, soft_wrap=True)

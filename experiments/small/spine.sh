@@ -23,7 +23,7 @@ run() { # run FOLDER COMMAND...
 transfer() { # transfer NAME WEIGHTS
   run "runs/spine/$1-$seed" transfer --detector faster_rcnn --weights "$2" --data "$data/cards" --preset small \
     --fraction 0.34 --epochs 8 --set "detection.min_size=[168]" --set detection.max_size=224 \
-    --set optim.eval_every=2 --set run.threads=1 --set run.workers=0 --seed "$seed"
+    --set optim.eval_every=2 --set optim.warmup_iterations=100 --set run.threads=1 --set run.workers=0 --seed "$seed"
 }
 
 for part in "${parts[@]}"; do

@@ -62,6 +62,15 @@ def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path, monkeypatch, 
     assert done.stdout.strip().endswith(f"caf{shown}")
 
 
+def test_a_pipe_that_is_closed_ends_the_command_quietly():
+    command = [sys.executable, str(REPOSITORY / "cli.py"), "diff", "insloc", "codo"]  # rich writes its table
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert (process.wait(60), process.stderr.read()) == (141, b"")
+
+
 def test_import_codo_is_light_and_names_its_api():
     code = "import codo, sys; print('torch' in sys.modules, all(hasattr(codo, n) for n in codo.__all__))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,9 @@ def _encoder(run_folder: Path | None, config: PretrainConfig | None) -> tuple[Pr
         raise ValueError("a run has its own config")
     run = RunFolder.open(run_folder)
     if not run.complete:
-        raise CodoError(f"{run_folder} is not complete; finish it with: codo pretrain --resume {run_folder}")
+        raise CodoError(
+            f"{run_folder} is not complete; finish it with: codo pretrain --resume {shlex.quote(str(run_folder))}"
+        )
     handed = sorted({"losses", "projector", "box_head", "backbone"} & run.environment().get("parts", {}).keys())
     if handed:
         raise CodoError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], TransferConfig, dict[str, Any]]
     run = RunFolder.open(folder)
     file = folder / "summary.json"
     if not run.complete:
-        raise CodoError(f"{folder} is not finished: it has no summary.json; go on with --resume {folder}")
+        raise CodoError(
+            f"{folder} is not finished: it has no summary.json; go on with --resume {shlex.quote(str(folder))}"
+        )
     if read_json(file, ["kind"])["kind"] != "transfer":
         raise CodoError(f"{folder} is no transfer run; compare takes those")
     summary = read_json(file, NEEDED)

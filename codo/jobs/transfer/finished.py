@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,9 +59,10 @@ def open_run(path: Path, changes: Mapping[str, Any] | None = None, *, best: bool
         CodoError: no run there, not finished, a pretraining run, or its files do not fit each other.
     """
     RunFolder.open(path)
+    named = shlex.quote(str(path))
     file = path / "weights.safetensors"
     if not file.is_file():
-        raise CodoError(f"{path} has no weights.safetensors: not finished; go on with: codo transfer --resume {path}")
+        raise CodoError(f"{path} has no weights.safetensors: not finished; go on with: codo transfer --resume {named}")
     told = "weights.safetensors, the end of training"
     if best:
         other = path / "best.safetensors"
@@ -69,7 +71,7 @@ def open_run(path: Path, changes: Mapping[str, Any] | None = None, *, best: bool
     if file.name == "best.safetensors":
         told += f", of step {metadata.get('step', '?')}, AP {metadata.get('AP', '?')} on the run's own data"
     if "detector" not in metadata:
-        raise CodoError(f"{path} is a pretraining run, without a detector; train one: codo transfer --weights {path}")
+        raise CodoError(f"{path} is a pretraining run, without a detector; train one: codo transfer --weights {named}")
     given = {key: value for key, value in (changes or {}).items() if value is not None}
     config = load_config(TransferConfig, {}, file=path / "config.yaml", default_preset="", flags=given)
     here = {"workers": "auto", "threads": config.run.threads if _fits(config.run.threads) else "auto"}
