@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shlex
@@ -17,6 +16,7 @@ from codo.jobs.ablate.plan import CellKey, CellPlan, Plan
 from codo.jobs.ablate.results import Cell, Point, Probed, Results, Row
 from codo.jobs.pretrain.preview import preview
 from codo.jobs.transfer.curve import curve_area
+from codo.runs.console import warn
 from codo.runs.record import RunFolder, environment
 
 LOSS_POINTS = 200
@@ -67,7 +67,7 @@ def hardware_of(plan: Plan) -> dict[str, list[str]]:
 
 
 def draw_samples(plan: Plan, folder: Path) -> dict[str, str]:
-    """Draw a contact sheet of each pretrained row; those that are drawn stay.
+    """Draw a contact sheet of each row whose pretraining is done; those that are drawn stay.
 
     Returns:
         Row -> file, relative to `folder`.
@@ -75,10 +75,13 @@ def draw_samples(plan: Plan, folder: Path) -> dict[str, str]:
     drawn: dict[str, str] = {}
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     for row, (name, job) in _sheets(plan).items():
-        config = plan.jobs[job].settings if job in plan.jobs else None
-        with contextlib.suppress(CodoError):  # a sheet is an extra: the results stand without it
-            if not (folder / name).is_file() and config is not None:
-                preview(config, SHEET_ROWS, folder / name)  # type: ignore[arg-type]  # a pretraining's settings
+        if not (folder / name).is_file() and plan.store.folder(job).done:
+            try:
+                preview(plan.jobs[job].settings, SHEET_ROWS, folder / name)  # type: ignore[arg-type]  # a pretraining's
+            except Exception as error:  # of a user's part, too: a sheet is an extra, the results stand without it
+                what = "" if isinstance(error, CodoError) else f"{type(error).__name__}: "
+                warn(f"no samples of row {row} are drawn: {what}{' '.join(str(error).split())}")
+        if (folder / name).is_file():
             drawn[row] = name
     return drawn
 

@@ -109,6 +109,7 @@ def ablate(
             collect(plan, folder, schedule.failures, command).write(folder / "results.json")
             raise
         results = collect(plan, folder, schedule.failures, command)
+        results.write(folder / "results.json")  # before a user's parts draw
         results = results.model_copy(update={"samples": draw_samples(plan, folder)})
         results.write(folder / "results.json")
         from codo.jobs.ablate.report import write_report

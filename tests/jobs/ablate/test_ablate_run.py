@@ -108,11 +108,19 @@ def test_a_job_that_outlives_a_killed_ablate_is_waited_for(write_grid, tmp_path,
     assert (job / "log.txt").read_text().count("codo transfer") == 1, "it was not started a second time"
 
 
-def test_a_failed_job_is_told_does_not_stop_the_rest_and_is_retried_on_request(write_grid, tmp_path, capsys):
+def test_a_failed_job_is_told_does_not_stop_the_rest_and_is_retried_on_request(
+    write_grid, tmp_path, capsys, monkeypatch
+):
+    written = []
+    monkeypatch.setattr(
+        "codo.jobs.ablate.run.draw_samples",
+        lambda plan, folder: written.append((folder / "results.json").is_file()) or {},
+    )
     broken = tmp_path / "broken.py"
     broken.write_text(BROKEN)
     grid = write_grid(axes={"own": {"jitter.custom": f"{broken}:Jitter"}}, seeds=[0])
     found = ablate(grid, tmp_path / "out")
+    assert written == [True], "before a part that may be broken draws"
     assert [cell.status for cell in found.results.cells] == ["done", "failed"]
     assert found.results.cells[1].failure == "AssertionError: it is broken"
     told = capsys.readouterr().err

@@ -201,6 +201,24 @@ def test_contact_sheets_that_are_drawn_stay_in_the_results_of_an_interrupted_gri
     assert set(gather(plan).samples) == set(drawn) - {"no hierarchy"}
 
 
+def test_a_part_that_cannot_draw_is_told_and_a_pretraining_that_is_not_done_is_not_drawn(plan, monkeypatch, capsys):
+    asked = []
+
+    def draw(config: Any, samples: int, out: Path) -> None:
+        asked.append(config.hierarchy)
+        raise ValueError("operands\ndo not match")
+
+    monkeypatch.setattr("codo.jobs.ablate.collect.preview", draw)
+    done = plan.cells[next(key for key in plan.cells if key.row != "no hierarchy")].pretrain
+    for job in jobs_of(plan, "pretrain"):
+        if job.name != done:
+            job.result.unlink()
+    assert draw_samples(plan, plan.store.path.parent / "grid") == {}
+    assert asked == [True]
+    said = f"warning: no samples of row {plan.grid.reference} are drawn: ValueError: operands do not match\n"
+    assert capsys.readouterr().err == said
+
+
 def test_the_base_is_told_apart_from_the_reference(write_grid, tmp_path):
     made = make_plan(load_grid(write_grid(reference="no hierarchy", include_none=True)), Store(tmp_path / "jobs"))
     results = gather(made)
