@@ -106,16 +106,21 @@ def ablate(
         try:
             schedule.run()
         except Interrupted:  # what is there can be looked at
-            collect(plan, folder, schedule.failures, command).write(folder / "results.json")
+            write_results(folder, collect(plan, folder, schedule.failures, command))
             raise
         results = collect(plan, folder, schedule.failures, command)
         results.write(folder / "results.json")  # before a user's parts draw
         results = results.model_copy(update={"samples": draw_samples(plan, folder)})
-        results.write(folder / "results.json")
-        from codo.jobs.ablate.report import write_report
-
-        write_report(folder, results)
+        write_results(folder, results)
     return AblateResult(folder, results, schedule.failures)
+
+
+def write_results(folder: Path, results: Results) -> None:
+    """Write results.json and the report."""
+    from codo.jobs.ablate.report import write_report
+
+    results.write(folder / "results.json")
+    write_report(folder, results)
 
 
 def refuse_another(grid: Path, folder: Path) -> None:

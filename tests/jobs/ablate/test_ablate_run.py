@@ -59,6 +59,10 @@ def test_killed_in_the_middle_and_gone_on_with_it_ends_with_the_same_results(wri
     assert all(cell.metrics["AP"] is not None and len(cell.loss) == 6 for cell in whole.results.cells)
     out, log = tmp_path / "killed", tmp_path / "log.txt"
     jobs = Store(out / "jobs")
+    (out / "grid" / "figures").mkdir(parents=True)
+    earlier = [out / "grid" / name for name in ("figures/earlier.png", "table.md", "report.html")]
+    for file in earlier:
+        file.write_text("of --seeds 0")
 
     def drive() -> Driver:
         return Driver(lambda: ablate(grid, out, jobs=1), log)
@@ -73,6 +77,9 @@ def test_killed_in_the_middle_and_gone_on_with_it_ends_with_the_same_results(wri
     assert "go on with: codo ablate" in log.read_text()
     assert "0 of 8 jobs are done" in log.read_text()
     assert {cell.status for cell in Results.read(out / "grid" / "results.json").cells} == {"missing"}
+    assert not earlier[0].exists()
+    assert "0 of 4 cells done" in earlier[2].read_text()
+    assert "of --seeds 0" not in earlier[1].read_text()
     second = drive()
     assert second.kill_when(running("transfer", 2), signal.SIGKILL) == -signal.SIGKILL
     left = next(f for f in jobs.path.glob("transfer-*") if (f / "run").is_dir() and not jobs.folder(f.name).done)

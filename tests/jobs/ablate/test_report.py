@@ -335,6 +335,23 @@ def test_a_sample_is_read_by_no_reader_that_starts_a_program(tmp_path, monkeypat
     assert started == []
 
 
+def test_figures_of_an_earlier_report_do_not_stay(tmp_path):
+    results = make_results(seeds=1)
+    results.protocols, results.rows = results.protocols[:1], results.rows[:2]
+    names = {row.name for row in results.rows}
+    results.cells = [c for c in results.cells if c.row in names and c.protocol in results.protocols]
+    write_report(tmp_path, results)
+    before = {path.name for path in (tmp_path / "figures").iterdir()}
+    (tmp_path / "figures" / "notes.txt").touch()
+    results.protocols = ["renamed"]
+    results.cells = [c.model_copy(update={"protocol": "renamed"}) for c in results.cells]
+    write_report(tmp_path, results)
+    after = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {"curves-1-renamed.png", "curves-1-renamed.svg", "loss.png", "notes.txt"} <= after
+    assert "curves-1-cards-100-labels-fine-tuned.svg" in before - after
+    assert not [name for name in after if "cards" in name]
+
+
 def test_a_reference_that_is_no_row_is_refused(tmp_path):
     results = make_results(seeds=1)
     results.reference = "absent"

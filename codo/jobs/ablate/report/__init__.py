@@ -20,6 +20,8 @@ FILES = ("results.csv", "differences.csv", "table.md", "table.tex", "report.html
 def write_report(folder: Path, results: Results) -> None:
     """Write results.csv, differences.csv, table.md, table.tex, figures/*.png and *.svg, and report.html.
 
+    Of an earlier report nothing stays: other PNG and SVG files in figures/ are removed.
+
     Args:
         folder: of the grid; the samples are found in it.
         results: finished or not.
@@ -37,6 +39,10 @@ def write_report(folder: Path, results: Results) -> None:
     page = render(folder, results, analyses, pictures)
     for picture in pictures:
         picture.save(folder / "figures")
+    names = {picture.name for picture in pictures}
+    for file in (folder / "figures").glob("*.*"):
+        if file.suffix in (".png", ".svg") and file.stem not in names:
+            file.unlink()
     texts = (cells_csv(results), comparisons_csv(results, analyses), markdown(results, analyses))
     for name, text in zip(FILES, (*texts, latex(results, analyses), page), strict=True):
         write_text(folder / name, text)
