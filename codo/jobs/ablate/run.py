@@ -154,7 +154,7 @@ def make_executor(name: str, jobs: int | None, plan: Plan, options: Sequence[str
     """Make an executor.
 
     Raises:
-        CodoError: its package is not installed, or its options are none.
+        CodoError: its package is not installed, its options are none, or this machine cannot bear a job.
     """
     given = dict(_option(text) for text in options)
     if name == "slurm":
@@ -167,7 +167,9 @@ def make_executor(name: str, jobs: int | None, plan: Plan, options: Sequence[str
         return RayExecutor(jobs, given)
     if given:
         raise CodoError(f"--executor-option {options[0]}: the local executor has none")
-    return LocalExecutor(jobs, threads_of(plan), plan.grid.file.processes)
+    local = LocalExecutor(jobs, threads_of(plan), plan.grid.file.processes)
+    local.check()
+    return local
 
 
 def threads_of(plan: Plan) -> int:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -293,6 +294,28 @@ def test_a_job_sees_its_share_of_the_cores(plan, monkeypatch):
 def test_loader_processes_take_cores_too(write_grid, tmp_path):
     base = BASE | {"run": BASE["run"] | {"workers": 3}}
     assert threads_of(make_plan(load_grid(write_grid(base=base)), Store(tmp_path / "jobs"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("gpus", "threads", "processes", "said"),
+    [
+        ([], 3, 1, r"^3 threads a job .* exceed the 2 cores of this machine; lower them in the grid$"),
+        ([], 1, 4, "^4 threads a job"),
+        (["0"], 1, 2, "^processes 2: each has a GPU of its own, and this machine has 1; lower it in the grid$"),
+    ],
+)
+def test_a_job_that_the_machine_cannot_bear_is_refused_but_can_be_timed(
+    plan, monkeypatch, gpus, threads, processes, said
+):
+    where = "codo.jobs.ablate.executors.local"
+    monkeypatch.setattr(f"{where}.available_cores", lambda: 2)
+    monkeypatch.setattr(f"{where}._gpus", lambda: gpus)
+    make_executor("local", None, plan, [])
+    monkeypatch.setattr("codo.jobs.ablate.run.threads_of", lambda plan: threads)
+    file = plan.grid.file.model_copy(update={"processes": processes})
+    with pytest.raises(CodoError, match=said):
+        make_executor("local", None, replace(plan, grid=replace(plan.grid, file=file)), [])
+    assert LocalExecutor(None, threads, processes).jobs == 1, "a dry run on one GPU is of a grid for eight, too"
 
 
 def test_submitit_in_a_process_in_place_of_slurm(write_grid, tmp_path, monkeypatch):

@@ -26,25 +26,43 @@ class LocalExecutor:
         processes: of a job, each with a GPU of its own where there are GPUs.
 
     Raises:
-        CodoError: more threads than cores.
+        CodoError: more jobs than the cores bear.
     """
 
     queues = False
 
     def __init__(self, jobs: int | None, threads: int, processes: int = 1) -> None:
-        cores, self.gpus = available_cores(), _gpus()
-        self.processes = processes
-        most = max(1, len(self.gpus) // processes if self.gpus else cores // (threads * processes))
+        self.cores, self.gpus = available_cores(), _gpus()
+        self.threads, self.processes = threads, processes
+        most = max(1, len(self.gpus) // processes if self.gpus else self.cores // (threads * processes))
         self.jobs = jobs or most
         if not self.gpus and self.jobs > most:
             raise CodoError(
-                f"--jobs {self.jobs}: of {threads * processes} threads each exceed the {cores} cores of this machine; "
-                f"at most {most}"
+                f"--jobs {self.jobs}: of {threads * processes} threads each exceed the {self.cores} cores of this "
+                f"machine; at most {most}"
             )
-        self._shares = core_shares(self.jobs, cores)
+        self._shares = core_shares(self.jobs, self.cores)
         self._running: dict[str, subprocess.Popen[bytes] | None] = {}  # None: another process is at it
         self._tasks: dict[str, Task] = {}
         self._slots: dict[str, int] = {}
+
+    def check(self) -> None:
+        """Refuse jobs of which this machine cannot bear one; a dry run, which times steps in one process, does not ask.
+
+        Raises:
+            CodoError: more processes than GPUs; without GPUs, more threads than cores.
+        """
+        if self.gpus and self.processes > len(self.gpus):
+            raise CodoError(
+                f"processes {self.processes}: each has a GPU of its own, and this machine has {len(self.gpus)}; "
+                "lower it in the grid"
+            )
+        needed = self.threads * self.processes
+        if not self.gpus and needed > self.cores:
+            raise CodoError(
+                f"{needed} threads a job (run.threads + run.workers, times processes) exceed the {self.cores} cores of "
+                "this machine; lower them in the grid"
+            )
 
     @property
     def free(self) -> int:
