@@ -28,6 +28,7 @@ from codo.config.load import dump_yaml
 from codo.errors import CodoError
 from codo.runs.files import blocking_file, write_json, write_text
 from codo.runs.hardware import Hardware
+from codo.runs.lock import NAME
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "pycocotools", "hotcoco", "pydantic", "safetensors")
 
@@ -57,7 +58,7 @@ class RunFolder:
             return
         if file := blocking_file(out / "config.yaml"):
             raise CodoError(f"--out {out}: {file} is a file; name another folder")
-        if os.path.isdir(out) and any(out.iterdir()):
+        if os.path.isdir(out) and any(file.name != NAME for file in out.iterdir()):  # that alone: of a killed process
             more = resumable and (out / "config.yaml").is_file()
             told = f", or continue that run with --resume {out}" if more else ""
             raise CodoError(f"--out {out} exists already; name another folder{told}")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from codo.runs.lock import NAME, held
 from codo.runs.record import read_json
 
-BEGUN = {"config.yaml", "environment.json", "coverage.json", "metrics.jsonl"}
+BEGUN = {NAME, "config.yaml", "environment.json", "coverage.json", "metrics.jsonl"}
 """What a run may have written before its first checkpoint."""
 
 
@@ -26,19 +26,28 @@ def bring_to_end(
 
     Returns:
         Its summary.json.
+
+    Raises:
+        CodoError: another process is at it; as `start` and `resume`.
     """
     if (folder / "summary.json").is_file():
         say("finished before, kept")
     elif (folder / "checkpoint.pt").is_file():
-        say("stopped before, goes on")
+        with held(folder):  # or refused
+            say("stopped before, goes on")
         resume()
     else:
-        if folder.is_dir() and all(_is_of_a_beginning(file.name) for file in folder.iterdir()):
-            shutil.rmtree(folder)  # stopped before its first checkpoint
+        if _beginning(folder):
+            with held(folder):
+                for file in _beginning(folder):  # looked at again: now nobody writes there
+                    if file.name != NAME:
+                        file.unlink()
         start()
     return read_json(folder / "summary.json")
 
 
-def _is_of_a_beginning(name: str) -> bool:
-    """Tell whether a run killed before its first checkpoint, or while it wrote it, leaves such a file."""
-    return name in BEGUN or (name.startswith(".") and name.endswith(".tmp"))
+def _beginning(folder: Path) -> list[Path]:
+    """List the files of a run killed before its first checkpoint, or while it wrote it; none if there are others."""
+    files = [*folder.iterdir()] if folder.is_dir() else []
+    ours = [f for f in files if f.name in BEGUN or (f.name.startswith(".") and f.name.endswith(".tmp"))]
+    return ours if len(ours) == len(files) else []

@@ -70,6 +70,11 @@ def test_only_a_run_is_resumed_and_only_by_what_trains(tmp_path: Path, name: str
         RunFolder.check_free(tmp_path, resumable=resumable)
 
 
+def test_the_lock_file_of_a_process_killed_at_its_start_is_nothing(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    assert RunFolder.create(tmp_path, "pretrain").path == tmp_path
+
+
 def test_checking_makes_nothing(tmp_path: Path) -> None:
     RunFolder.check_free(None)
     RunFolder.check_free(tmp_path / "new")

@@ -9,6 +9,7 @@ import pytest
 
 from codo.errors import CodoError
 from codo.runs.files import write_json
+from codo.runs.lock import Held, held
 from codo.runs.repeat import BEGUN, bring_to_end
 
 
@@ -18,7 +19,7 @@ def run(folder: Path) -> tuple[str, dict[str, int]]:
     def work(name: str) -> None:
         done.append(name)
         if name == "start":
-            assert not folder.exists() or folder.joinpath("mine.txt").exists()
+            assert not folder.exists() or [f.name for f in folder.iterdir()] in ([], ["mine.txt"])
         write_json(folder / "summary.json", {"loss": 1})
 
     found = bring_to_end(folder, lambda: work("start"), lambda: work("resume"), lambda text: done.append(text))
@@ -32,6 +33,18 @@ def test_what_was_killed_before_its_first_checkpoint_or_in_it_begins_again(tmp_p
     for name in {*BEGUN, more} - {""}:
         (folder / name).touch()
     assert run(folder) == ("start", {"loss": 1})
+
+
+@pytest.mark.parametrize("names", [["config.yaml", "metrics.jsonl"], ["checkpoint.pt"]])
+def test_a_run_that_another_process_is_at_is_refused_and_left_alone(tmp_path: Path, names: list[str]) -> None:
+    def never(*given: str) -> None:
+        raise AssertionError(given)
+
+    for name in names:
+        (tmp_path / name).touch()
+    with held(tmp_path), pytest.raises(Held, match="is in use"):
+        bring_to_end(tmp_path, never, never, never)
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
 
 
 def test_what_is_not_a_runs_stays(tmp_path: Path) -> None:

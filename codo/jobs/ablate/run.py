@@ -13,13 +13,13 @@ from codo.jobs.ablate.collect import collect, draw_samples
 from codo.jobs.ablate.executors import Executor, LocalExecutor
 from codo.jobs.ablate.jobs import Store
 from codo.jobs.ablate.lines import Source
-from codo.jobs.ablate.lock import Lock
 from codo.jobs.ablate.plan import Plan, make_plan
 from codo.jobs.ablate.resolve import Grid, load_grid
 from codo.jobs.ablate.results import Results
 from codo.jobs.ablate.schedule import Schedule
 from codo.runs.console import errors, warn
 from codo.runs.files import write_text
+from codo.runs.lock import Lock
 
 DEFAULT_OUT = Path("runs/ablate")
 EXECUTORS = ("local", "slurm", "ray")

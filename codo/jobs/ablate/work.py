@@ -15,8 +15,8 @@ import yaml
 
 import codo
 from codo.jobs.ablate.jobs import JobFolder
-from codo.jobs.ablate.lock import Held, Lock
 from codo.runs.interrupt import StopRequest
+from codo.runs.lock import Held, Lock
 
 POLL_SECONDS = 0.2
 

@@ -26,6 +26,7 @@ from codo.runs.checkpoint import load_checkpoint
 from codo.runs.console import duration, warn
 from codo.runs.events import check_tensorboard
 from codo.runs.hardware import Hardware
+from codo.runs.lock import held
 from codo.runs.record import RunFolder
 from codo.runs.world import World
 
@@ -76,7 +77,7 @@ def pretrain(
         backbone: makes the backbone's body.
 
     Raises:
-        CodoError: images that cannot be used, a folder that exists, a loss that is not finite.
+        CodoError: images that cannot be used, a folder that exists or is in use, a loss that is not finite.
         Interrupted: after Ctrl-C or SIGTERM, with the state saved.
 
     Example:
@@ -95,11 +96,12 @@ def pretrain(
         sources, dataset = _open(config, parts, world)
         run = Run(config, dataset, parts, world)
         folder = RunFolder.create(out, "pretrain") if world.first else None
-        folder = RunFolder(world.collect(folder.path if folder else Path())[0])
-        if world.first:
-            run.write_start(folder, sources)
-        world.wait()
-        return PretrainResult(folder.path, run.execute(folder))
+        with held(folder.path if folder else None):
+            folder = RunFolder(world.collect(folder.path if folder else Path())[0])
+            if world.first:
+                run.write_start(folder, sources)
+            world.wait()
+            return PretrainResult(folder.path, run.execute(folder))
 
 
 def resume(
@@ -130,13 +132,20 @@ def resume(
         backbone: likewise.
 
     Raises:
-        CodoError: no run there, nothing left to do, other fields or parts changed, or the images did.
+        CodoError: no run there, or in use, nothing left to do, other fields or parts changed, or the images did.
 
     Example:
         >>> codo.resume_pretrain(Path("runs/first"), {"optim.epochs": 40})  # doctest: +SKIP
     """
     parts = Parts(losses, augmenters, jitter, projector, box_head, backbone)
     world, folder = World.of_environment(), RunFolder.open(path)
+    with held(path if world.first else None):
+        return _resume(folder, changes, parts, world)
+
+
+def _resume(folder: RunFolder, changes: dict[str, Any] | None, parts: Parts, world: World) -> PretrainResult:
+    """Go on with a run that no other process can change."""
+    path = folder.path
     before, config = (load_pretrain_config(file=path / "config.yaml", flags=flags) for flags in (None, changes))
     changed = differences(before, config)
     longer = before.optim.epochs < config.optim.epochs

@@ -31,6 +31,7 @@ from codo.runs.checkpoint import load_checkpoint
 from codo.runs.console import warn
 from codo.runs.files import write_json
 from codo.runs.hardware import Hardware
+from codo.runs.lock import held
 from codo.runs.record import RunFolder, read_json
 from codo.runs.seed import integer_seed
 from codo.runs.world import World
@@ -83,7 +84,7 @@ def transfer(
         on_start: told what was loaded before training begins.
 
     Raises:
-        CodoError: a mistake in config, data or weights; a folder that exists; a diverged training.
+        CodoError: a mistake in config, data or weights; a folder that exists or is in use; a diverged training.
         Interrupted: after Ctrl-C or SIGTERM, with the state saved.
 
     Example:
@@ -101,10 +102,11 @@ def transfer(
             data = load_data(config)
         detector, loaded = load_detector(config, data)
         folder = RunFolder.create(out, "transfer") if world.first else None
-        folder = RunFolder(world.collect(folder.path if folder else Path())[0])
-        if world.first:
-            write_json(folder.path / "coverage.json", loaded)
-        return _execute(config, data, detector, loaded, hardware, folder, None, on_start, world)
+        with held(folder.path if folder else None):
+            folder = RunFolder(world.collect(folder.path if folder else Path())[0])
+            if world.first:
+                write_json(folder.path / "coverage.json", loaded)
+            return _execute(config, data, detector, loaded, hardware, folder, None, on_start, world)
 
 
 def resume(
@@ -118,14 +120,23 @@ def resume(
         on_start: as for `transfer`.
 
     Raises:
-        CodoError: no run there, other fields changed, the data did, or the number of processes, or, of a run that was
-            stopped before its first checkpoint and begins again, the weights; as `transfer`.
+        CodoError: no run there, or in use, other fields changed, the data did, or the number of processes, or, of a run
+            that was stopped before its first checkpoint and begins again, the weights; as `transfer`.
         Interrupted: as `transfer`.
 
     Example:
         >>> codo.resume_transfer(Path("runs/transfer-1"), {"optim.epochs": 24})  # doctest: +SKIP
     """
-    folder = RunFolder.open(path)
+    world, folder = World.of_environment(), RunFolder.open(path)
+    with held(path if world.first else None):
+        return _resume(folder, changes, on_start, world)
+
+
+def _resume(
+    folder: RunFolder, changes: Mapping[str, Any] | None, on_start: Callable[[Start], None] | None, world: World
+) -> TransferResult:
+    """Go on with a run that no other process can change."""
+    path = folder.path
     before, config = (
         load_config(TransferConfig, {}, file=path / "config.yaml", default_preset="", flags=flags)
         for flags in (None, changes)
@@ -140,7 +151,6 @@ def resume(
         raise CodoError(f"--resume {path}: a resumed run keeps its config ({told}); only run.* may change, epochs grow")
     if folder.complete and not longer:
         raise CodoError(f"--resume {path}: the run is complete; ask for more epochs to continue it")
-    world = World.of_environment()
     then = folder.environment("data.fingerprint")
     loaded = read_json(path / "coverage.json", COVERAGE)
     began = then.get("processes", world.size)

@@ -12,9 +12,9 @@ import pytest
 
 from codo.errors import CodoError
 from codo.jobs.ablate.jobs import Store
-from codo.jobs.ablate.lock import Held, Lock, is_held
 from codo.jobs.ablate.results import Results
 from codo.jobs.ablate.run import ablate
+from codo.runs.lock import Held, Lock, is_held
 from tests.jobs.ablate.conftest import BASE, TRANSFER
 from tests.jobs.ablate.forks import Driver, ForkedPopen, wait_for
 
@@ -173,7 +173,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     def none(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("codo.jobs.ablate.lock.fcntl.flock", none)
+    monkeypatch.setattr("codo.runs.lock.fcntl.flock", none)
     with pytest.raises(CodoError, match=r"cannot lock .*: No locks available; choose an --out on another disk"):
         Lock(tmp_path)
 

@@ -20,6 +20,7 @@ from codo.config import PretrainConfig, dump_yaml
 from codo.jobs.pretrain import pretrain
 from codo.jobs.pretrain.training import Run
 from codo.losses import Embeddings, Loss
+from codo.runs.lock import held
 from codo.runs.record import RunFolder
 from tests.parts import tiny_config
 
@@ -197,6 +198,19 @@ def test_the_failure_of_one_process_ends_all_with_its_message(tmp_path, written)
     assert "process 1: Error: the dog ate image 7" in said
     assert "process 0: Error: another process failed" in said
     assert time.monotonic() - started < 60
+
+
+def test_a_run_that_is_at_work_is_refused_in_one_line_and_ends_all(tmp_path, written):
+    config, out = written(**{"model.bn_groups": 4}), tmp_path / "run"
+    finish(launch(2, "pretrain", "--config", config, "--out", str(out)))
+    assert not (out / "lock").exists()
+    before, started = (out / "metrics.jsonl").read_text(), time.monotonic()
+    with held(out):
+        said = finish(launch(2, "pretrain", "--resume", str(out), "--epochs", "5"), None)
+    assert time.monotonic() - started < 60
+    assert said.count(": Error: ") == 1, said
+    assert f"process 0: Error: {out} is in use (host" in said
+    assert (out / "metrics.jsonl").read_text() == before
 
 
 def test_sigterm_stops_all_processes_after_the_same_step(tmp_path, written):

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,9 @@ from codo.jobs.pretrain.training import Run
 from codo.jobs.pretrain.watch import Collapse
 from codo.parts import Parts
 from codo.runs.interrupt import StopRequest
+from codo.runs.lock import Held, held
 from codo.runs.record import RunFolder
+from codo.runs.repeat import bring_to_end
 from codo.runs.seed import generator
 from codo.runs.weights_file import read_weights
 from tests.parts import tiny_config
@@ -158,6 +161,39 @@ def test_a_finished_run_goes_on_with_more_epochs_and_says_that_it_is_another(fin
     (out / "checkpoint.pt").unlink()  # it begins again, and then is the run of that length
     (out / "summary.json").unlink()
     assert resume(out).summary["fingerprint"] == whole
+
+
+def test_a_run_that_is_at_work_is_neither_resumed_nor_begun_by_another(tiny, tmp_path, monkeypatch):
+    out, execute, refused = tmp_path / "run", Run.execute, []
+
+    def executed(self, folder):
+        for other in (lambda: resume(out, {"optim.epochs": 3}), lambda: bring_to_end(out, list, list, print)):
+            with pytest.raises(Held, match=r"run is in use \(host .*, process \d+, since .*\); wait for it") as error:
+                other()
+            refused.append(error)
+        return execute(self, folder)
+
+    monkeypatch.setattr(Run, "execute", executed)
+    pretrain(tiny(), out)
+    resume(out, {"optim.epochs": 3})
+    assert len(refused) == 4
+    assert [m["step"] for m in curve(out)] == list(range(1, 10))
+    assert not (out / "lock").exists()
+
+
+def test_of_two_that_begin_in_one_folder_the_second_is_refused(tiny, tmp_path, monkeypatch):
+    create = RunFolder.create
+
+    def first(out, kind):
+        folder = create(out, kind)
+        monkeypatch.setattr(RunFolder, "create", create)
+        other.enter_context(held(out))  # it found the folder empty, too
+        return folder
+
+    monkeypatch.setattr(RunFolder, "create", first)
+    with ExitStack() as other, pytest.raises(Held):
+        pretrain(tiny(), tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_resuming_with_other_images_is_refused(tiny, images, tmp_path, monkeypatch):

@@ -19,7 +19,9 @@ from codo.jobs.transfer.dataset import DetectionDataset
 from codo.jobs.transfer.loop import Training
 from codo.jobs.transfer.run import Start, load_detector
 from codo.jobs.transfer.schedule import learning_rate
+from codo.jobs.transfer.seeds import transfer_seeds
 from codo.runs import data_wait
+from codo.runs.lock import Held
 from codo.runs.weights_file import read_weights, save_weights
 
 Make = Callable[..., TransferConfig]
@@ -144,6 +146,25 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
     assert result.summary["curve"] == whole.summary["curve"]
     assert metrics(result.path) == metrics(whole.path)
     assert result.summary["fingerprint"] == whole.summary["fingerprint"]
+
+
+def test_a_run_that_is_at_work_is_refused_to_others(make_config: Make, tmp_path: Path) -> None:
+    config, out, refused = make_config(optim={"epochs": 1}), tmp_path / "out", list[str]()
+
+    def others(start: Start) -> None:
+        """Before the first checkpoint, and, resumed, after one."""
+        for other in (lambda: transfer_seeds(config, [3], out), lambda: resume(start.path, {"optim.epochs": 2})):
+            with pytest.raises(Held, match=r"seed-3 is in use \(host .*, process \d+, since .*\); wait") as error:
+                other()
+            refused.append(str(error.value))
+
+    transfer_seeds(config, [3], out, others)
+    assert len(metrics(out / "seed-3")) == 4  # three steps, and their AP
+    (out / "seed-3" / "summary.json").unlink()
+    transfer_seeds(config, [3], out, others)
+    assert len(refused) == 4
+    assert len(metrics(out / "seed-3")) == 4
+    assert not (out / "seed-3" / "lock").exists()
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:

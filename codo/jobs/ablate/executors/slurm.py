@@ -16,8 +16,8 @@ from typing import Any
 
 from codo.errors import CodoError
 from codo.jobs.ablate.executors.base import Task
-from codo.jobs.ablate.lock import is_held
 from codo.jobs.ablate.work import Work
+from codo.runs.lock import is_held
 
 MANY = 1000
 """Tasks submitted at a time where no number is given: Slurm's default MaxArraySize is 1001."""
