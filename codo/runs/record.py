@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -60,8 +61,11 @@ class RunFolder:
             raise CodoError(f"--out {out}: {file} is a file; name another folder")
         if os.path.isdir(out) and any(file.name != NAME for file in out.iterdir()):  # that alone: of a killed process
             more = resumable and (out / "config.yaml").is_file()
-            told = f", or continue that run with --resume {out}" if more else ""
-            raise CodoError(f"--out {out} exists already; name another folder{told}")
+            how = f"--resume {shlex.quote(str(out))}"
+            told = f", or continue that run with {how}"
+            if RunFolder(out).complete:
+                told = f" (its run is complete; {how} with more epochs makes it longer)"
+            raise CodoError(f"--out {out} exists already; name another folder{told if more else ''}")
 
     @staticmethod
     def create(out: Path | None, kind: str) -> RunFolder:

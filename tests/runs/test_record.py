@@ -70,6 +70,15 @@ def test_only_a_run_is_resumed_and_only_by_what_trains(tmp_path: Path, name: str
         RunFolder.check_free(tmp_path, resumable=resumable)
 
 
+def test_a_complete_run_is_said_to_be(tmp_path: Path) -> None:
+    for name in ("config.yaml", "summary.json"):
+        (tmp_path / name).touch()
+    with pytest.raises(
+        CodoError, match=r"name another folder \(its run is complete; --resume .* with more epochs makes"
+    ):
+        RunFolder.check_free(tmp_path)
+
+
 def test_the_lock_file_of_a_process_killed_at_its_start_is_nothing(tmp_path: Path) -> None:
     (tmp_path / "lock").touch()
     assert RunFolder.create(tmp_path, "pretrain").path == tmp_path
