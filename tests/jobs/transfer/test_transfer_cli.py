@@ -28,7 +28,7 @@ def test_a_run_is_printed(
     out = tmp_path / "run"
     assert codo("--data", coco_root, "--weights", pretrained, "--epochs", "1", "--out", out, *TINY) == 0
     printed = capsys.readouterr().out
-    assert "data: squares, 6 training images (10 boxes, 1 images without)" in printed
+    assert "data: squares (simple layout), 6 training images (10 boxes, 1 images without)" in printed
     assert "box_head" in printed
     assert "largest relative difference" in printed
     assert "AP50" in printed
