@@ -58,9 +58,11 @@ def probe_command(
     from codo.runs.files import check_place, write_json
 
     def told(found: dict[str, Any]) -> None:
-        _print_probe(found)
-        if out is not None:
-            write_json(out, found)
+        try:
+            if out is not None:
+                write_json(out, found)
+        finally:
+            _print_probe(found)
 
     if out is not None:
         check_place(out)

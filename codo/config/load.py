@@ -139,13 +139,14 @@ def read_yaml(file: Path) -> dict[str, Any]:
 class _Loader(yaml.SafeLoader):
     """The safe loader, but a key that stands twice is an error: the first value would be lost."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
         for key, _ in node.value:
-            if key.value != "<<" and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands here twice", key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                raise yaml.composer.ComposerError(None, None, f"{key.value!r} stands here twice", key.start_mark)
+            seen.add((key.tag, str(key.value)))
+        return node
 
 
 def _parse_set(text: str) -> tuple[str, Any]:

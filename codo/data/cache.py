@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -47,6 +48,9 @@ MEMORY = Path("/dev/shm")
 Cache = Literal["auto", "ram", "disk", "off"]
 
 CGROUP = Path("/sys/fs/cgroup")
+
+OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+"""Errors of reading that are the file's own: it is left out, and said. Others may pass."""
 
 _SAMPLE = 64  # image headers read to predict the size of a pool
 
@@ -339,7 +343,7 @@ def _decode_all(images: ImageSet[Any], target: Target, first: int) -> Generator[
             return target.load(source, content), source_hash
         except ImageError as error:
             cause = error.__cause__
-            passing = source_hash == NO_HASH and isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
+            passing = source_hash == NO_HASH and isinstance(cause, OSError) and cause.errno not in OF_THE_FILE
             if passing or isinstance(cause, MemoryError):  # kept, it would be a broken image for good
                 raise NotNow(f"{error}; see that it can be read, or take it away, and run again") from error
             return str(error).removeprefix(f"{source}: "), source_hash

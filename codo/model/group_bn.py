@@ -52,7 +52,7 @@ def _in_parts(norm: Any, rows: Tensor) -> Tensor:
 def average_statistics(module: nn.Module, world: World) -> None:
     """Set the running statistics of every BN inside `module` to the mean over the processes.
 
-    They are moving averages, so that it does not matter when, or how often, they are averaged.
+    They are moving averages, so that, to rounding, it does not matter when, or how often, they are averaged.
     """
     if world.size == 1:
         return

@@ -43,7 +43,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise CodoError(f"no checkpoint at {path}: the run was stopped before its first one") from None
+        raise CodoError(f"no checkpoint at {path}: without it the run cannot go on or be made longer") from None
     except Exception as error:
         # torch's own message may advise to read it in a way that runs code.
         of_disk = isinstance(error, OSError) and error.errno != errno.EINVAL  # torch seeks before a cut file's start

@@ -154,6 +154,7 @@ def _take(folder: Path) -> int:
         raise Held(folder, holder) from None
     except OSError as error:
         os.close(descriptor)
+        (folder / NAME).unlink(missing_ok=True)
         raise NoLocks(f"cannot lock {folder}: {error.strerror}; choose an --out on another disk") from error
     return descriptor
 

@@ -64,7 +64,8 @@ class RunFolder:
             how = f"--resume {shlex.quote(str(out))}"
             told = f", or continue that run with {how}"
             if RunFolder(out).complete:
-                told = f" (its run is complete; {how} with more epochs makes it longer)"
+                longer = f"; {how} with more epochs makes it longer" if (out / "checkpoint.pt").is_file() else ""
+                told = f" (its run is complete{longer})"
             raise CodoError(f"--out {out} exists already; name another folder{told if more else ''}")
 
     @staticmethod

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from codo.config import PRETRAIN_PRESETS, PretrainConfig, dump_yaml, fingerprint
 from codo.config import load_pretrain_config as load
 from codo.config.explain import default_sources, diff, explain_preset
-from codo.config.load import differences
+from codo.config.load import differences, read_yaml
 from codo.errors import CodoError
 
 
@@ -106,6 +106,7 @@ def test_what_is_wrong_is_said_in_one_line(sets, said):
         ("[" * 3000, "nested too deeply"),
         ("views: 2\nviews: 3\n", "'views' stands here twice"),
         ("optim: {lr: 1, lr: 2}\n", "'lr' stands here twice"),
+        ("optim: {[1, 2]: 3}\n", "not YAML"),
     ],
 )
 def test_a_file_that_is_wrong_is_named(tmp_path, text, said):
@@ -116,6 +117,14 @@ def test_a_file_that_is_wrong_is_named(tmp_path, text, said):
     assert "\n" not in str(raised.value)
     with pytest.raises(CodoError, match="cannot read"):
         load(file=tmp_path / "absent.yaml")
+
+
+def test_what_an_alias_brings_may_be_replaced(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("optim: &o {<<: {lr: 1.0, epochs: 9}, lr: 2.0}\n")
+    assert (load(file=file).optim.lr, load(file=file).optim.epochs) == (2.0, 9)
+    file.write_text("x: {y: &y {<<: {epochs: 9}, epochs: 8}}\noptim: {<<: *y, lr: 1.0}\n")
+    assert read_yaml(file)["optim"] == {"epochs": 8, "lr": 1.0}
 
 
 @pytest.mark.parametrize("preset", PRETRAIN_PRESETS)

@@ -62,7 +62,7 @@ def test_a_full_disk_is_an_error_and_the_older_checkpoint_stays(tmp_path: Path, 
 
 
 def test_an_absent_one_says_why(tmp_path: Path) -> None:
-    with pytest.raises(CodoError, match=r"no checkpoint at .*absent\.pt: the run was stopped before its first one"):
+    with pytest.raises(CodoError, match=r"no checkpoint at .*absent\.pt: without it the run cannot go on"):
         load_checkpoint(tmp_path / "absent.pt")
 
 

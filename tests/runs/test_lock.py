@@ -118,6 +118,7 @@ def test_without_locks_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("codo.runs.lock.fcntl.flock", none)
     with held(tmp_path), held(tmp_path):
         pass
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_on_a_full_disk_it_is_held_without_a_note(tmp_path: Path, full_disk: Any) -> None:

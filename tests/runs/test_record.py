@@ -73,6 +73,9 @@ def test_only_a_run_is_resumed_and_only_by_what_trains(tmp_path: Path, name: str
 def test_a_complete_run_is_said_to_be(tmp_path: Path) -> None:
     for name in ("config.yaml", "summary.json"):
         (tmp_path / name).touch()
+    with pytest.raises(CodoError, match=r"name another folder \(its run is complete\)$"):
+        RunFolder.check_free(tmp_path)
+    (tmp_path / "checkpoint.pt").touch()
     with pytest.raises(
         CodoError, match=r"name another folder \(its run is complete; --resume .* with more epochs makes"
     ):

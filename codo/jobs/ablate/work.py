@@ -16,7 +16,7 @@ import yaml
 import codo
 from codo.jobs.ablate.jobs import JobFolder
 from codo.runs.interrupt import StopRequest
-from codo.runs.lock import Held, Lock
+from codo.runs.lock import Held, Lock, held
 
 POLL_SECONDS = 0.2
 
@@ -26,9 +26,11 @@ CHECKOUT = Path(codo.__file__).parents[1]
 
 def next_arguments(folder: JobFolder) -> list[str]:
     """Compose the command that begins the job, or goes on where it was killed; clears what cannot be gone on with."""
-    if (folder.run / "checkpoint.pt").is_file() and _same_places(folder):
-        return [folder.kind, "--resume", str(folder.run)]
-    shutil.rmtree(folder.run, ignore_errors=True)  # killed before its first checkpoint, or its data were moved since
+    if (folder.run / "checkpoint.pt").is_file() and (moved := _moved(folder)) is not None:
+        return [folder.kind, "--resume", str(folder.run), *moved]
+    if folder.run.exists():  # killed before its first checkpoint, or a transfer whose data were moved since
+        with held(folder.run):
+            shutil.rmtree(folder.run, ignore_errors=True)
     return folder.command()
 
 
@@ -70,14 +72,17 @@ def start(
     return process
 
 
-def _same_places(folder: JobFolder) -> bool:
-    """Whether a run that was begun has the paths that its job has now."""
+def _moved(folder: JobFolder) -> list[str] | None:
+    """List the flags with which a run that was begun goes on where its job's data lie now; None if it cannot."""
     try:
         trees = [yaml.safe_load((at / "config.yaml").read_text(encoding="utf-8")) for at in (folder.path, folder.run)]
     except (OSError, yaml.YAMLError):
-        return False
-    job, run = ([tree.get(name) for name in ("data", "weights")] for tree in trees)
-    return job == run
+        return None
+    job, run = ({**(tree.get("data") or {}), "weights": tree.get("weights")} for tree in trees)
+    flags = [word for name in job if job[name] != run.get(name) for word in (f"--{name}", job[name])]
+    if not flags or (folder.kind == "pretrain" and None not in flags):
+        return flags
+    return None
 
 
 class Work:

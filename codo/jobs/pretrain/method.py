@@ -150,14 +150,16 @@ def groups_of_process(config: PretrainConfig, world: World) -> int:
 def _untrained(config: PretrainConfig, embeds: set[str], own: set[str]) -> list[str]:
     """Name what of backbone, FPN and box head no loss reaches; all losses ask for `embeds`, a user's for `own`."""
     loss, found = config.loss, []
+    levels = [k for k, w in zip(loss.levels, config.level_weights, strict=True) if w or "level" in own]
     if config.alignment and {"instance", "level", "offsets", "cell"} & embeds:  # through the FPN to the whole backbone
+        if not {"instance", "level", "offsets"} & embeds:  # a cell is taken before it
+            found.append("the box head's fc layer")
         if "instance" in embeds or "level" not in embeds:  # each box from its own level
-            return []
-        whole = "level" in own or bool({"offsets", "cell"} & embeds)  # whatever the level loss's weights
-        pooled = [k for k, w in zip(loss.levels, config.level_weights, strict=True) if w or whole]
+            return found
+        pooled = loss.levels if {"offsets", "cell"} & embeds else levels  # these look at all boxes alike
         idle = [f"P{k}" for k in LEVELS if k not in pooled]
         return [f"the FPN's convolutions of {', '.join(idle)}"] if idle else []
-    reached = {"level": loss.levels, "stage": loss.stage_levels, "image": LEVELS, "dense": LEVELS}
+    reached = {"level": levels, "stage": loss.stage_levels, "image": LEVELS, "dense": LEVELS}
     deepest = max(k for name, levels in reached.items() if name in embeds for k in levels)
     if deepest < LEVELS[-1]:
         found.append(f"the backbone beyond C{deepest}")

@@ -128,6 +128,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], TransferConfig, dict[str, Any]]
         "data": data.get("whole_fingerprint", data["fingerprint"]),
         "evaluated_on": summary["evaluated_on"],
         "processes": environment.get("processes", 1),
+        "extended": environment.get("extended", []),
     }
     return row, config, protocol
 

@@ -43,7 +43,7 @@ def evaluate_run(
         best: take the detector of the highest AP in place of that of the end (`open_run`).
         changes: dotted field -> value of the run's config: `run.device`, `run.precision`.
         on_image: told (done, total) after each image.
-        on_found: told what is returned before it is written, which a full disk may prevent.
+        on_found: told what is returned, also where it cannot be written (a full disk).
 
     Returns:
         What evaluation.json says: `data`, `metrics`, `errors`, `per_class`, where there are masks `mask_metrics` ...
@@ -100,11 +100,13 @@ def evaluate_run(
         "evaluation_seconds": round(found.seconds, 2),
         "unreadable_images": [files[image] for image in found.unreadable],
     }
-    if on_found:
-        on_found(summary)
-    if folder_out is not None:
-        write_text(folder_out / "predictions.json", json.dumps(found.results) + "\n")
-        write_json(folder_out / "evaluation.json", summary)
+    try:
+        if folder_out is not None:
+            write_text(folder_out / "predictions.json", json.dumps(found.results) + "\n")
+            write_json(folder_out / "evaluation.json", summary)
+    finally:  # a full disk leaves it to be told, a closed pipe lets it be written
+        if on_found:
+            on_found(summary)
     return summary
 
 

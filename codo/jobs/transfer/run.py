@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from codo.errors import CodoError
 from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.caching import freeze_trunk, plan_cache
 from codo.jobs.transfer.data import Data, load_data
-from codo.jobs.transfer.dataset import DetectionDataset, read_image
+from codo.jobs.transfer.dataset import DetectionDataset, read_image, steps_per_epoch
 from codo.jobs.transfer.detectors import build_detector
 from codo.jobs.transfer.evaluate import Evaluation, assess, evaluate
 from codo.jobs.transfer.finish import FINAL, TransferResult, finish
@@ -24,7 +25,7 @@ from codo.jobs.transfer.hardware import hardware_of
 from codo.jobs.transfer.loop import Training
 from codo.jobs.transfer.norms import check_norm
 from codo.jobs.transfer.proof import normalisation, prove
-from codo.jobs.transfer.schedule import describe_training
+from codo.jobs.transfer.schedule import describe_training, learning_rate, total_steps
 from codo.jobs.transfer.weights import fresh_coverage, frozen_but_fresh, load_into_detector
 from codo.model import synchronise_bn
 from codo.runs.checkpoint import load_checkpoint
@@ -112,7 +113,9 @@ def transfer(
 def resume(
     path: Path, changes: Mapping[str, Any] | None = None, on_start: Callable[[Start], None] | None = None
 ) -> TransferResult:
-    """Go on with a run; its end equals that of a run that was never stopped.
+    """Go on with a run; its end equals that of a run that was never stopped, unless it is made longer.
+
+    Made longer, it is another run than one of that length: the milestones of lr are shares of the schedule. It says so.
 
     Args:
         path: the run folder.
@@ -180,7 +183,23 @@ def _resume(
             folder.rewind_metrics(state["step"] if state else 0)
             for name in FINAL:  # what is longer is not complete
                 (path / name).unlink(missing_ok=True)
-        return _execute(config, data, detector, loaded, hardware, folder, state, on_start, world)
+        extended = then.get("extended", []) if state else []
+        if state and (old := _steps_of_another_schedule(before, config, data, state["step"])):
+            extended = [*extended, [state["step"], old]]
+            if world.first:
+                warn(
+                    f"{path}: its {state['step']} steps went by a schedule of {old} steps, the next by a longer one; "
+                    "a run of that length from the start computes something else"
+                )
+        return _execute(config, data, detector, loaded, hardware, folder, state, on_start, world, extended)
+
+
+def _steps_of_another_schedule(before: TransferConfig, now: TransferConfig, data: Data, done: int) -> int | None:
+    """Count the steps of the schedule that a run had; None if its `done` steps had the lr that they would have now."""
+    per_epoch = steps_per_epoch(len(data.train.images), now.optim.batch_size)
+    old, new = (total_steps(config.optim, per_epoch) for config in (before, now))
+    alike = all(learning_rate(before.optim, s, old) == learning_rate(now.optim, s, new) for s in range(done))
+    return None if alike else old
 
 
 def _execute(
@@ -193,11 +212,17 @@ def _execute(
     state: dict[str, Any] | None,
     on_start: Callable[[Start], None] | None,
     world: World,
+    extended: Sequence[list[int]] = (),
 ) -> TransferResult:
-    """Train from a fresh or a saved state to the end, and write the results."""
-    name = fingerprint(config, f"{data.fingerprint} {loaded['weights'].get('sha256', 'none')}")
+    """Train from a fresh or a saved state to the end, and write the results.
+
+    `extended` are the steps after which the run was made longer, each with the steps that its schedule had before.
+    """
+    told = json.dumps(extended) if extended else ""
+    name = fingerprint(config, f"{data.fingerprint} {loaded['weights'].get('sha256', 'none')}{told}")
     if world.first:
-        folder.write_start(config, name, data.facts, hardware, {"processes": world.size})
+        more = {"processes": world.size, "extended": list(extended)}
+        folder.write_start(config, name, data.facts, hardware, more)
     if config.norm == "sync_bn" and world.size > 1:
         synchronise_bn(detector, hardware.device)
     detector.to(hardware.device).to(memory_format=torch.channels_last)

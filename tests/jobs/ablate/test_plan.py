@@ -15,6 +15,7 @@ from codo.jobs.ablate.jobs import Store, config_hash
 from codo.jobs.ablate.plan import CellKey, make_plan
 from codo.jobs.ablate.resolve import load_grid
 from codo.jobs.ablate.work import next_arguments
+from codo.runs.lock import held
 from tests.jobs.ablate.conftest import BASE, TRANSFER
 
 
@@ -103,7 +104,7 @@ def test_probes_in_the_course_of_a_pretraining_make_other_jobs_and_look_at_the_s
     assert probed[1].settings.data.backgrounds == probed[0].settings.data.backgrounds
 
 
-def test_a_job_whose_data_were_moved_begins_again(planned):
+def test_a_pretraining_whose_images_were_moved_goes_on_with_them(planned):
     job = next(iter(planned().jobs.values()))
     folder = planned().store.folder(job.name)
     folder.write(job)
@@ -113,7 +114,24 @@ def test_a_job_whose_data_were_moved_begins_again(planned):
     assert next_arguments(folder) == ["pretrain", "--resume", str(folder.run)]
     data = job.settings.data.model_copy(update={"foregrounds": "elsewhere"})
     folder.write(replace(job, settings=job.settings.model_copy(update={"data": data})))
-    assert next_arguments(folder)[:2] == ["pretrain", "--config"]
+    assert next_arguments(folder) == ["pretrain", "--resume", str(folder.run), "--foregrounds", "elsewhere"]
+
+
+def test_a_transfer_whose_data_were_moved_begins_again(planned):
+    plan = planned()
+    job = next(job for job in plan.jobs.values() if job.kind == "transfer")
+    folder = plan.store.folder(job.name)
+    folder.write(job)
+    folder.run.mkdir()
+    shutil.copy(folder.path / "config.yaml", folder.run)
+    (folder.run / "checkpoint.pt").touch()
+    assert next_arguments(folder) == ["transfer", "--resume", str(folder.run)]
+    data = job.settings.data.model_copy(update={"root": "elsewhere"})
+    folder.write(replace(job, settings=job.settings.model_copy(update={"data": data})))
+    with held(folder.run), pytest.raises(CodoError, match="is in use"):
+        next_arguments(folder)
+    assert (folder.run / "checkpoint.pt").exists()
+    assert next_arguments(folder)[:2] == ["transfer", "--config"]
     assert not folder.run.exists()
 
 

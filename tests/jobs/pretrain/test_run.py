@@ -447,6 +447,8 @@ def test_a_run_with_the_box_loss_alone_is_logged(tiny, tmp_path):
         ({"loss.level_weights": [1, 0, 1, 1]}, ["the FPN's convolutions of P3"]),
         ({"loss.level_weights": [1, 0, 1, 1], "loss.cell": 1}, []),
         ({"loss.levels": [5], "loss.instance": 1}, []),
+        ({"hierarchy": False, "loss.instance": 0, "loss.cell": 1}, ["the box head's fc layer"]),
+        ({"alignment": False, "loss.level_weights": [1, 1, 0, 0]}, ["the backbone beyond C3"]),
         ({"alignment": False, "hierarchy": False, "loss.image": 0, "loss.stage": 1}, []),
         (
             {"hierarchy": False, "loss.instance": 0, "loss.stage": 1, "loss.stage_levels": [3, 4]},
@@ -467,6 +469,25 @@ def test_what_is_named_is_what_has_no_gradient(tiny, fields):
     blocks = run.method.query_encoder.backbone.fpn.layer_blocks
     idle = [f"P{k}" for k, block in enumerate(blocks, 2) if block[0].weight.grad is None]
     assert run.method.untrained == ([f"the FPN's convolutions of {', '.join(idle)}"] if idle else [])
+
+
+@pytest.mark.parametrize(
+    ("fields", "part", "prefix"),
+    [
+        ({"hierarchy": False, "loss.instance": 0, "loss.cell": 1}, "the box head's fc layer", "box_head.5"),
+        ({"alignment": False, "loss.level_weights": [1, 1, 0, 0]}, "the backbone beyond C3", "backbone.body.layer3"),
+    ],
+)
+def test_what_is_named_of_head_and_backbone_has_no_gradient(tiny, fields, part, prefix):
+    fields = {"model.box_head_convs": 4, **fields}
+    config = tiny(**fields)
+    run = Run(config, build_dataset(config, find_sources(config)))
+    run.trainer._finish = lambda result: None
+    run.advance(next(run.batches(1)))
+    named = [p for name, p in run.method.query_encoder.named_parameters() if name.startswith(prefix)]
+    assert named
+    assert all(p.grad is None or not p.grad.any() for p in named)
+    assert run.method.untrained == [part]
 
 
 def test_what_no_loss_trains_is_said_once_at_the_start(tiny, tmp_path, capsys):

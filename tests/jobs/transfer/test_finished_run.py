@@ -187,6 +187,15 @@ def test_a_run_of_a_larger_machine_is_used_and_one_of_other_weights_is_refused(r
         open_run(copy)
 
 
+def test_a_closed_pipe_does_not_lose_an_evaluation(run: Path, masked_root: Path, tmp_path: Path) -> None:
+    def closed(_: object) -> None:
+        raise SystemExit(141)
+
+    with pytest.raises(SystemExit):
+        evaluate_run(run, data=str(masked_root), out=tmp_path / "out", on_found=closed)
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["metrics"]["AP"] is not None
+
+
 def test_a_class_that_the_data_lack_does_not_count(run: Path, masked_root: Path) -> None:
     def only_dark(content: dict[str, Any]) -> None:
         content["categories"] = [c for c in content["categories"] if c["id"] == 90]

@@ -14,6 +14,7 @@ from codo.config.load import dump_yaml
 from codo.config.transfer import TransferConfig, TransferOptimSection
 from codo.errors import CodoError, Interrupted
 from codo.jobs.transfer import load_transfer_config, resume, transfer
+from codo.jobs.transfer.compare import compare
 from codo.jobs.transfer.data import load_data
 from codo.jobs.transfer.dataset import DetectionDataset
 from codo.jobs.transfer.loop import Training
@@ -22,6 +23,7 @@ from codo.jobs.transfer.schedule import learning_rate
 from codo.jobs.transfer.seeds import transfer_seeds
 from codo.runs import data_wait
 from codo.runs.lock import Held
+from codo.runs.record import RunFolder
 from codo.runs.weights_file import read_weights, save_weights
 
 Make = Callable[..., TransferConfig]
@@ -264,7 +266,9 @@ def test_fresh_parts_do_not_depend_on_the_weights(make_config: Make, pretrained:
         assert all(torch.equal(a, b) for a, b in zip(left.parameters(), right.parameters(), strict=True))
 
 
-def test_what_a_resumed_run_may_change(make_config: Make, coco_root: Path, tmp_path: Path) -> None:
+def test_what_a_resumed_run_may_change(
+    make_config: Make, coco_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(coco_root, tmp_path / "squares")
     run = transfer(make_config(data={"root": str(tmp_path / "squares")}, optim={"epochs": 1}), tmp_path / "run").path
     for changes, message in (
@@ -275,8 +279,17 @@ def test_what_a_resumed_run_may_change(make_config: Make, coco_root: Path, tmp_p
         with pytest.raises(CodoError, match=message):
             resume(run, changes)
     assert (run / "summary.json").exists()
+    capsys.readouterr()
     longer = resume(run, {"optim.epochs": 2, "run.log_every": 2})
     assert [entry["epoch"] for entry in longer.summary["curve"]] == [1, 2]
+    done = longer.summary["steps"] // 2
+    assert f"its {done} steps went by a schedule of {done} steps" in " ".join(capsys.readouterr().err.split())
+    environment = RunFolder(run).environment()
+    assert environment["extended"] == [[done, done]]
+    straight = transfer(make_config(data={"root": str(tmp_path / "squares")}, optim={"epochs": 2}), tmp_path / "other")
+    assert environment["fingerprint"] != RunFolder(straight.path).environment()["fingerprint"]
+    with pytest.raises(CodoError, match="extended"):
+        compare([run, straight.path])
     with pytest.raises(CodoError, match=r"optim\.epochs 2 -> 1"):
         resume(run, {"optim.epochs": 1})
     with pytest.MonkeyPatch.context() as patch:
