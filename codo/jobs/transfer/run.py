@@ -25,7 +25,7 @@ from codo.jobs.transfer.hardware import hardware_of
 from codo.jobs.transfer.loop import Training
 from codo.jobs.transfer.norms import check_norm
 from codo.jobs.transfer.proof import normalisation, prove
-from codo.jobs.transfer.schedule import describe_training, learning_rate, total_steps
+from codo.jobs.transfer.schedule import describe_training, same_so_far, total_steps
 from codo.jobs.transfer.weights import fresh_coverage, frozen_but_fresh, load_into_detector
 from codo.model import synchronise_bn
 from codo.runs.checkpoint import load_checkpoint
@@ -184,7 +184,9 @@ def _resume(
             for name in FINAL:  # what is longer is not complete
                 (path / name).unlink(missing_ok=True)
         extended = then.get("extended", []) if state else []
-        if state and (old := _steps_of_another_schedule(before, config, data, state["step"])):
+        per_epoch = steps_per_epoch(len(data.train.images), config.optim.batch_size)
+        if state and not same_so_far(before.optim, config.optim, per_epoch, state["step"]):
+            old = total_steps(before.optim, per_epoch)
             extended = [*extended, [state["step"], old]]
             if world.first:
                 warn(
@@ -192,14 +194,6 @@ def _resume(
                     "a run of that length from the start computes something else"
                 )
         return _execute(config, data, detector, loaded, hardware, folder, state, on_start, world, extended)
-
-
-def _steps_of_another_schedule(before: TransferConfig, now: TransferConfig, data: Data, done: int) -> int | None:
-    """Count the steps of the schedule that a run had; None if its `done` steps had the lr that they would have now."""
-    per_epoch = steps_per_epoch(len(data.train.images), now.optim.batch_size)
-    old, new = (total_steps(config.optim, per_epoch) for config in (before, now))
-    alike = all(learning_rate(before.optim, s, old) == learning_rate(now.optim, s, new) for s in range(done))
-    return None if alike else old
 
 
 def _execute(

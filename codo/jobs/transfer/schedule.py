@@ -49,6 +49,12 @@ def count_evaluations(optim: TransferOptimSection, per_epoch: int) -> int:
     return math.ceil(total_steps(optim, per_epoch) / evaluation_interval(optim, per_epoch))
 
 
+def same_so_far(a: TransferOptimSection, b: TransferOptimSection, per_epoch: int, done: int) -> bool:
+    """Tell whether two schedules give the first `done` steps the same lr."""
+    totals = total_steps(a, per_epoch), total_steps(b, per_epoch)
+    return all(learning_rate(a, step, totals[0]) == learning_rate(b, step, totals[1]) for step in range(done))
+
+
 def parts_of(count: int, accumulate: int) -> list[slice]:
     """Split a batch of `count` into parts whose gradients are added up, the last one possibly smaller.
 

@@ -104,30 +104,27 @@ def test_probes_in_the_course_of_a_pretraining_make_other_jobs_and_look_at_the_s
     assert probed[1].settings.data.backgrounds == probed[0].settings.data.backgrounds
 
 
-def test_a_pretraining_whose_images_were_moved_goes_on_with_them(planned):
-    job = next(iter(planned().jobs.values()))
-    folder = planned().store.folder(job.name)
-    folder.write(job)
-    folder.run.mkdir()
-    shutil.copy(folder.path / "config.yaml", folder.run)
-    (folder.run / "checkpoint.pt").touch()
-    assert next_arguments(folder) == ["pretrain", "--resume", str(folder.run)]
-    data = job.settings.data.model_copy(update={"foregrounds": "elsewhere"})
-    folder.write(replace(job, settings=job.settings.model_copy(update={"data": data})))
-    assert next_arguments(folder) == ["pretrain", "--resume", str(folder.run), "--foregrounds", "elsewhere"]
-
-
-def test_a_transfer_whose_data_were_moved_begins_again(planned):
-    plan = planned()
-    job = next(job for job in plan.jobs.values() if job.kind == "transfer")
+def moved(plan, kind: str, field: str):
+    """Begin a job of a kind, and give it another place for its data; return its folder."""
+    job = next(job for job in plan.jobs.values() if job.kind == kind)
     folder = plan.store.folder(job.name)
     folder.write(job)
     folder.run.mkdir()
     shutil.copy(folder.path / "config.yaml", folder.run)
     (folder.run / "checkpoint.pt").touch()
-    assert next_arguments(folder) == ["transfer", "--resume", str(folder.run)]
-    data = job.settings.data.model_copy(update={"root": "elsewhere"})
+    assert next_arguments(folder) == [kind, "--resume", str(folder.run)]
+    data = job.settings.data.model_copy(update={field: "elsewhere"})
     folder.write(replace(job, settings=job.settings.model_copy(update={"data": data})))
+    return folder
+
+
+def test_a_pretraining_whose_images_were_moved_goes_on_with_them(planned):
+    folder = moved(planned(), "pretrain", "foregrounds")
+    assert next_arguments(folder) == ["pretrain", "--resume", str(folder.run), "--foregrounds", "elsewhere"]
+
+
+def test_a_transfer_whose_data_were_moved_begins_again(planned):
+    folder = moved(planned(), "transfer", "root")
     with held(folder.run), pytest.raises(CodoError, match="is in use"):
         next_arguments(folder)
     assert (folder.run / "checkpoint.pt").exists()
