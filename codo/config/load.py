@@ -19,10 +19,10 @@ from codo.errors import CodoError
 Config = TypeVar("Config", bound=BaseModel)
 
 
-CHOOSE_DATA = (
-    *("foregrounds", "backgrounds", "limit"),
-    *("root", "train_json", "val_json", "images", "val_images", "fraction"),
-)
+DATA_PATHS = ("foregrounds", "backgrounds", "root", "train_json", "val_json", "images", "val_images")
+"""Fields of `data`, of pretraining and of transfer, that say where images and annotations lie."""
+
+CHOOSE_DATA = (*DATA_PATHS, "limit", "fraction")
 """Fields of `data`, of pretraining and of transfer, that say which images are used; the others how they are read."""
 
 

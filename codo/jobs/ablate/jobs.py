@@ -19,17 +19,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from codo.config.load import dump_yaml
+from codo.config.load import DATA_PATHS, dump_yaml
 from codo.runs.files import write_json, write_text
 
 Kind = Literal["pretrain", "transfer", "probe"]
 
 BITS = ("device", "precision", "threads", "compile")
 """Fields of `run` that may change the last bits of a result, and so belong to its name."""
-
-
-PATHS = ("foregrounds", "backgrounds", "root", "train_json", "val_json", "images", "val_images")
-"""Fields of `data` that the data's hash stands for."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,7 @@ def config_hash(config: BaseModel, *parts: str) -> str:
     tree = config.model_dump(mode="json")
     probing = {"probe_every": tree["run"]["probe_every"]} if tree["run"].get("probe_every") else {}
     tree["run"] = {name: tree["run"].get(name) for name in BITS} | probing
-    tree["data"] = {name: value for name, value in tree["data"].items() if name not in PATHS}
+    tree["data"] = {name: value for name, value in tree["data"].items() if name not in DATA_PATHS}
     tree.pop("weights", None)
     return digest(type(config).__name__, tree, *parts)
 

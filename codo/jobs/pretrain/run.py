@@ -12,7 +12,7 @@ from torch import nn
 
 from codo.augment import Augmenter, BoxJitter
 from codo.backbones import Backbone
-from codo.config.load import differences, fingerprint, load_pretrain_config
+from codo.config.load import DATA_PATHS, differences, fingerprint, load_pretrain_config
 from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
 from codo.jobs.pretrain.build import Sources, build_dataset, find_sources
@@ -30,7 +30,7 @@ from codo.runs.lock import held
 from codo.runs.record import RunFolder
 from codo.runs.world import World
 
-PATHS = ("data.foregrounds", "data.backgrounds")
+MOVABLE = tuple(f"data.{name}" for name in DATA_PATHS)
 """Fields that say where the images lie."""
 
 
@@ -153,7 +153,7 @@ def _resume(folder: RunFolder, changes: dict[str, Any] | None, parts: Parts, wor
         key: pair
         for key, pair in changed.items()
         # Paths may change where the images are the same ones, which is checked below.
-        if not key.startswith("run.") and key not in PATHS and not (key == "optim.epochs" and longer)
+        if not key.startswith("run.") and key not in MOVABLE and not (key == "optim.epochs" and longer)
     }
     if refused:
         told = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in refused.items())
