@@ -58,10 +58,11 @@ def ablate_command(
     if dry_run:
         from codo.jobs.ablate.run import plan_grid
 
-        plan = plan_grid(grid, out, chosen, given["accept_code_change"])
-        show_plan(plan)
+        plans = plan_grid(grid, out, chosen, given["accept_code_change"])
+        for plan in plans:
+            show_plan(plan)
         if not no_timing:
-            show_time(plan, given["jobs"])
+            show_time(plans, given["jobs"])
         return
     from codo.jobs.ablate.report import terminal_table
     from codo.jobs.ablate.run import ablate
@@ -101,7 +102,7 @@ def show_plan(plan: Plan) -> None:
         changes = (
             "not pretrained"
             if row.changes is None
-            else ", ".join(f"{key}={json.dumps(value)}" for key, value in row.changes.items())
+            else ", ".join(f"{key}={json.dumps(value)}" for key, value in (row.changes | row.tuned).items())
         )
         cells = [f"{len(file.seeds)} seeds"] * len(file.transfer)
         epochs = "-" if row.changes is None else str(row.pretrain.optim.epochs)
@@ -116,15 +117,15 @@ def show_plan(plan: Plan) -> None:
         warn(notice)
 
 
-def show_time(plan: Plan, jobs: int | None) -> None:
+def show_time(plans: list[Plan], jobs: int | None) -> None:
     """Print how long the jobs that are not done would take on this machine."""
     from codo.jobs.ablate.estimate import estimate
     from codo.jobs.ablate.executors import LocalExecutor
     from codo.jobs.ablate.run import threads_of
     from codo.runs.console import console, duration
 
-    jobs = jobs or LocalExecutor(None, threads_of(plan), plan.grid.file.processes).jobs
-    found = estimate(plan)
+    jobs = jobs or LocalExecutor(None, threads_of(plans[-1]), plans[-1].grid.file.processes).jobs
+    found = estimate(plans)
     console.print(
         f"time: about {duration(found.total)} one after the other ({duration(found.pretrain)} pretraining, "
         f"{duration(found.transfer)} transfer), {duration(found.total / jobs)} with --jobs {jobs}; steps of "

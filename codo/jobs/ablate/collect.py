@@ -42,7 +42,10 @@ def collect(plan: Plan, folder: Path, failures: dict[str, str], command: str) ->
         design=grid.file.design,
         reference=grid.reference,
         base=next((row.name for row in grid.rows if row.changes == {}), None),
-        rows=[Row(name=row.name, changes=_tidy(row.changes), factors=row.plan.factors) for row in grid.rows],
+        rows=[
+            Row(name=row.name, changes=_tidy(row.changes), factors=row.plan.factors, tuned=_tidy(row.tuned))
+            for row in grid.rows
+        ],
         protocols=list(grid.file.transfer),
         seeds=list(grid.file.seeds),
         metric=grid.file.metric,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ class Estimate:
     Attributes:
         pretrain: of all pretrainings.
         transfer: of all transfers.
-        timed: configs of which steps were timed; seeds of one config take as long.
+        timed: configs of which steps were timed; other seeds and learning rates of one take as long.
     """
 
     pretrain: float
@@ -35,16 +35,17 @@ class Estimate:
         return self.pretrain + self.transfer
 
 
-def estimate(plan: Plan) -> Estimate:
-    """Time a few steps of each distinct config that has jobs left."""
+def estimate(plans: Sequence[Plan]) -> Estimate:
+    """Time a few steps of each distinct config that has jobs left in any of the plans."""
     known: dict[str, float] = {}
     seconds = {"pretrain": 0.0, "transfer": 0.0}
-    for job in plan.remaining():
+    for of, job in [(plan, job) for plan in plans for job in plan.remaining()]:
         if job.kind == "probe" or not isinstance(job.settings, PretrainConfig | TransferConfig):
             continue
-        key = config_hash(job.settings.model_copy(update={"seed": 0}), str(job.settings.data))
+        same = job.settings.optim.model_copy(update={"lr": 1.0})  # neither it nor the seed takes time
+        key = config_hash(job.settings.model_copy(update={"seed": 0, "optim": same}), str(job.settings.data))
         if key not in known:
-            errors.print(f"timing {plan_name(plan, job)}", markup=False)
+            errors.print(f"timing {plan_name(of, job)}", markup=False)
             with _quiet():
                 known[key] = _seconds(job)
         seconds[job.kind] += known[key]

@@ -22,6 +22,27 @@ class GridData(Section):
     backgrounds: str | None = None
 
 
+class Tune(Section):
+    """A field of PretrainConfig that is tuned for each row: trials of every value, of which the best is the row's."""
+
+    field: str
+    """Dotted, e.g. `optim.lr`."""
+    values: tuple[Any, ...] | None = Field(None, min_length=2)
+    """The same for every row."""
+    factors: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(None, min_length=2)
+    """Times what the row has, rounded to two significant digits; in place of `values`."""
+    seed: int = Field(ge=0)
+    """Of the trials; none of the rows' seeds, whose cells would else be those that were chosen for being good."""
+    protocol: str | None = None
+    """The transfer that the trials are judged by, on its validation images; unset: the first."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Tune:
+        if (self.values is None) == (self.factors is None):
+            raise ValueError("either `values` or `factors`")
+        return self
+
+
 class GridFile(Section):
     """The grid as written; docs/ablate.md explains every key."""
 
@@ -45,6 +66,8 @@ class GridFile(Section):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
     budget: Literal["composites", "epochs"] = "composites"
     """What is equal in all rows: images composed (more views mean fewer epochs), or epochs."""
+    tune: Tune | None = None
+    """A field that is tuned for each row."""
     transfer: dict[Name, dict[str, Any]] = Field(min_length=1)
     """Name of a protocol -> `preset` and fields of TransferConfig."""
     probes: bool | tuple[str, ...] = False
@@ -64,6 +87,8 @@ class GridFile(Section):
             raise ValueError("reference: the design `rows` needs the name of the row to compare to")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds: each once")
+        if self.tune is not None and self.tune.protocol not in (None, *self.transfer):
+            raise ValueError(f"tune: no transfer is called {self.tune.protocol!r}")
         return self
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,14 @@ class ResolvedRow:
         changes: dotted field -> value against the base, epochs that the budget sets too; None is `weights: none`.
         pretrain: its pretraining; of `weights: none` the base's, whose architecture it has.
         transfers: protocol -> its transfer, `weights` being `none` or PRETRAINED.
+        tuned: dotted field -> the value that the row's trials chose (`codo.jobs.ablate.tuning`); not among `changes`.
     """
 
     plan: RowPlan
     changes: dict[str, Any] | None
     pretrain: PretrainConfig
     transfers: dict[str, TransferConfig]
+    tuned: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -99,13 +101,13 @@ def load_grid(path: Path, seeds: tuple[int, ...] | None = None, expand: bool = T
         file = file.model_copy(update={"seeds": seeds})
     plans = rows_of(file, source)
     reference = reference_of(file, plans, source)
-    base = _Base(file, source)
+    base = Base(file, source)
     rows = [base.resolve(plan) for plan in plans]
-    _check_differences(rows, source)
+    check_differences(rows, source)
     return Grid(file, source, base.pretrain, rows, reference)
 
 
-class _Base:
+class Base:
     """The base of a grid, from which rows are resolved."""
 
     def __init__(self, file: GridFile, source: Source) -> None:
@@ -128,11 +130,11 @@ class _Base:
         self.pretrain = self._pretrain([], ("base",))
         self.protocols = {name: self._protocol(name, dict(tree)) for name, tree in file.transfer.items()}
 
-    def resolve(self, plan: RowPlan) -> ResolvedRow:
-        """Resolve a row."""
+    def resolve(self, plan: RowPlan, tuned: Sequence[Change] = ()) -> ResolvedRow:
+        """Resolve a row, with what was tuned for it."""
         if plan.changes is None:
             return ResolvedRow(plan, None, self.pretrain, self._transfers(plan, [], self.pretrain))
-        own = [self._absolute(c) for c in plan.changes if not c.field.startswith("transfer.")]
+        own = [self._absolute(c) for c in (*plan.changes, *tuned) if not c.field.startswith("transfer.")]
         config = self._pretrain(own, plan.keys)
         changes = {c.field: c.value for c in plan.changes}
         if self.file.budget == "composites":
@@ -144,7 +146,8 @@ class _Base:
             if epochs != config.optim.epochs:
                 changes["optim.epochs"] = epochs
                 config = self._pretrain([*own, Change("optim.epochs", epochs, plan.keys)], plan.keys)
-        return ResolvedRow(plan, changes, config, self._transfers(plan, list(plan.changes), config))
+        transfers = self._transfers(plan, list(plan.changes), config)
+        return ResolvedRow(plan, changes, config, transfers, {c.field: c.value for c in tuned})
 
     def _absolute(self, change: Change) -> Change:
         if change.field not in ("data.foregrounds", "data.backgrounds") or change.value is None:
@@ -261,7 +264,7 @@ def what_differs(row: ResolvedRow) -> str:
     return json.dumps([pretrain, transfers], sort_keys=True)
 
 
-def _check_differences(rows: list[ResolvedRow], source: Source) -> None:
+def check_differences(rows: list[ResolvedRow], source: Source) -> None:
     """Refuse an axis that changes nothing, and two rows that are the same."""
     by_name = {row.name: row for row in rows}
     seen: dict[str, ResolvedRow] = {}

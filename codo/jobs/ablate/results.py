@@ -26,11 +26,38 @@ class Row(_Record):
         changes: dotted pretraining field -> value, against the grid's base; empty for the base, None for a row that is
             not pretrained (`weights: none`).
         factors: for a factorial, switch -> on or off.
+        tuned: dotted pretraining field -> the value that the row's trials chose; not among `changes`.
     """
 
     name: str
     changes: dict[str, Any] | None
     factors: dict[str, bool] = {}
+    tuned: dict[str, Any] = {}
+
+
+class Trial(_Record):
+    """A value tried in a row; `score` is the grid's metric, None where there is none, e.g. of a failed job."""
+
+    row: str
+    value: Any
+    score: float | None
+    chosen: bool
+
+
+class Tuning(_Record):
+    """How a field was tuned for each row.
+
+    Attributes:
+        field: of the pretraining, dotted.
+        seed: of the trials.
+        protocol: that they were judged by.
+        trials: in the order of the rows; the report of all of them lies in `tuning/`.
+    """
+
+    field: str
+    seed: int
+    protocol: str
+    trials: list[Trial]
 
 
 class Point(_Record):
@@ -112,6 +139,7 @@ class Results(_Record):
         command: what makes the grid again; paths are relative to where it was run, `PATH/NAME` lies elsewhere.
         notices: what the plan told: jobs of another version of the code, data that changed.
         samples: row -> file of its contact sheet (PNG), relative to the grid's folder; may lack rows.
+        tuning: how a field was tuned for each row; None where none was.
     """
 
     title: str
@@ -128,6 +156,7 @@ class Results(_Record):
     command: str = ""
     notices: list[str] = []
     samples: dict[str, str] = {}
+    tuning: Tuning | None = None
 
     def cell(self, row: str, protocol: str, seed: int) -> Cell:
         """Find a cell."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from codo.jobs.ablate.executors import Executor, LocalExecutor
 from codo.jobs.ablate.jobs import Store
 from codo.jobs.ablate.lines import Source
 from codo.jobs.ablate.plan import Plan, make_plan
-from codo.jobs.ablate.resolve import Grid, load_grid
-from codo.jobs.ablate.results import Results
+from codo.jobs.ablate.resolve import load_grid
+from codo.jobs.ablate.results import Results, Tuning
 from codo.jobs.ablate.schedule import Schedule
+from codo.jobs.ablate.tuning import trials_of, tuned
 from codo.runs.console import errors, warn
 from codo.runs.files import write_text
 from codo.runs.lock import Lock
@@ -60,6 +61,8 @@ def ablate(
 ) -> AblateResult:
     """Run what a grid asks for and is not done yet, and report; called again, it goes on.
 
+    Where the grid tunes a field, the trials are run and reported first, in `tuning/` beside the results.
+
     Args:
         grid: YAML, see docs/ablate.md.
         out: folder of the jobs, which grids share, and of each grid's results; None is `runs/ablate`.
@@ -86,32 +89,71 @@ def ablate(
     if executor not in EXECUTORS:
         raise CodoError(f"--executor {executor}: one of {', '.join(EXECUTORS)}")
     loaded = load_grid(path, tuple(seeds) if seeds else None)
+    trials = trials_of(loaded) if loaded.file.tune is not None else None
     folder = out / path.stem
     with Lock(out):
         refuse_another(path, folder)
-        plan = make_plan(loaded, Store(out / "jobs"), accept_code_change)
-        for notice in plan.notices:
-            warn(notice)
+        store = Store(out / "jobs")
+        plan = make_plan(loaded, store, accept_code_change)  # as written; before its trials it is checked as a whole
         runner = make_executor(executor, jobs, plan, options)
         write_text(folder / "grid.yaml", path.read_text(encoding="utf-8"))
-        for name, job in plan.jobs.items():
-            place = plan.store.folder(name)
-            if not place.done:
-                place.write(job)
-                if retry_failed:
-                    place.forget_failure()
         command = go_on(path, out, jobs, executor, seeds, accept_code_change, keep_checkpoints, options)
-        schedule = Schedule(plan, runner, fail_fast, keep_checkpoints, command)
-        tell_failures(schedule)
-        try:
-            schedule.run()
-        except Interrupted:  # what is there can be looked at
-            write_results(folder, collect(plan, folder, schedule.failures, command))
-            raise
-        results = collect(plan, folder, schedule.failures, command)
-        results.write(folder / "results.json")  # before a user's parts draw
-        results = results.model_copy(update={"samples": draw_samples(plan, folder)})
-        write_results(folder, results)
+        settings = _Settings(fail_fast, retry_failed, keep_checkpoints, command)
+        if trials is None:
+            return run_plan(plan, runner, folder, settings)
+        plan = make_plan(trials, store, accept_code_change)
+        tried = run_plan(plan, make_executor(executor, jobs, plan, options), folder / "tuning", settings)
+        if fail_fast and tried.failures:
+            return tried
+        chosen, tuning, notices = tuned(loaded, tried.results)
+        plan = make_plan(chosen, store, accept_code_change)
+        plan.notices += notices
+        done = run_plan(plan, make_executor(executor, jobs, plan, options), folder, settings, tuning)
+        return replace(done, failures=tried.failures | done.failures)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """How the jobs of a plan are run; as the arguments of `ablate`, and the command that goes on."""
+
+    fail_fast: bool
+    retry_failed: bool
+    keep_checkpoints: bool
+    command: str
+
+
+def run_plan(
+    plan: Plan, runner: Executor, folder: Path, settings: _Settings, tuning: Tuning | None = None
+) -> AblateResult:
+    """Run the jobs of a plan that are not done, and write results and report.
+
+    Raises:
+        Interrupted: what is there has been written.
+    """
+    for notice in plan.notices:
+        warn(notice)
+    for name, job in plan.jobs.items():
+        place = plan.store.folder(name)
+        if not place.done:
+            place.write(job)
+            if settings.retry_failed:
+                place.forget_failure()
+    schedule = Schedule(plan, runner, settings.fail_fast, settings.keep_checkpoints, settings.command)
+    tell_failures(schedule)
+
+    def collected() -> Results:
+        found = collect(plan, folder, schedule.failures, settings.command)
+        return found.model_copy(update={"tuning": tuning})
+
+    try:
+        schedule.run()
+    except Interrupted:  # what is there can be looked at
+        write_results(folder, collected())
+        raise
+    results = collected()
+    results.write(folder / "results.json")  # before a user's parts draw
+    results = results.model_copy(update={"samples": draw_samples(plan, folder)})
+    write_results(folder, results)
     return AblateResult(folder, results, schedule.failures)
 
 
@@ -144,10 +186,26 @@ def plan_grid(
     out: Path | str | None = None,
     seeds: Sequence[int] | None = None,
     accept_code_change: bool = False,
-) -> Plan:
-    """Plan a grid without running anything, as `--dry-run` shows it; arguments as those of `ablate`."""
-    loaded: Grid = load_grid(Path(grid), tuple(seeds) if seeds else None)
-    return make_plan(loaded, Store((Path(out) if out is not None else DEFAULT_OUT) / "jobs"), accept_code_change)
+) -> list[Plan]:
+    """Plan a grid without running anything, as `--dry-run` shows it; arguments as those of `ablate`.
+
+    Returns:
+        The plan of the trials, where something is tuned, and that of the rows: tuned if all trials are done.
+    """
+    loaded = load_grid(Path(grid), tuple(seeds) if seeds else None)
+    out = Path(out) if out is not None else DEFAULT_OUT
+    store = Store(out / "jobs")
+    if loaded.file.tune is None:
+        return [make_plan(loaded, store, accept_code_change)]
+    trials = make_plan(trials_of(loaded), store, accept_code_change)
+    if trials.remaining():
+        plan = make_plan(loaded, store, accept_code_change)
+        plan.notices.append(f"{loaded.file.tune.field} of each row will be what its trials choose, not as shown")
+    else:
+        chosen, _, notices = tuned(loaded, collect(trials, out, {}, ""))
+        plan = make_plan(chosen, store, accept_code_change)
+        plan.notices += notices
+    return [trials, plan]
 
 
 def make_executor(name: str, jobs: int | None, plan: Plan, options: Sequence[str]) -> Executor:

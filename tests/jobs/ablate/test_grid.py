@@ -9,6 +9,7 @@ import pytest
 from codo.config import PretrainConfig
 from codo.errors import CodoError
 from codo.jobs.ablate.resolve import equal_epochs, load_grid
+from codo.jobs.ablate.tuning import trials_of
 from tests.conftest import REPOSITORY
 
 HEAD = """\
@@ -315,6 +316,8 @@ def test_the_grids_of_the_repository_are_valid(path):
     found = load_grid(path, expand=False)  # their data need not be here
     assert len(found.rows) >= 2
     assert len(found.file.seeds) >= 3
+    if found.file.tune is not None:
+        assert len(trials_of(found).rows) >= 2 * len([row for row in found.rows if row.changes is not None])
     first = path.read_text().splitlines()[0]
     assert first.startswith("#")
     assert f"codo ablate {path.relative_to(REPOSITORY)}" in path.read_text(), "it begins with its command"

@@ -22,6 +22,7 @@ from codo.jobs.ablate.report.words import (
     plus_minus,
     probed,
     sentence,
+    tuning_note,
     warnings,
 )
 from codo.jobs.ablate.results import Results
@@ -138,6 +139,7 @@ def latex(results: Results, analyses: list[Analysis]) -> str:
         f"{latex_escape(results.reference)} are paired by seed, with 95\\% intervals (paired $t$-test, "
         f"Holm-corrected within a column): {signs}."
     )
+    caption += f" {latex_escape(tuning_note(results))}" if results.tuning is not None else ""
     caption += "".join(f" Mind: {latex_escape(line)}." for line in warnings(results))
     lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{caption}}}", r"\end{table}"]
     return "\n".join(lines) + "\n"
@@ -158,6 +160,7 @@ SPECIAL = {
     "→": r"$\rightarrow$",
     "≤": r"$\leq$",
     "≥": r"$\geq$",
+    "←": r"$\leftarrow$",
     **{c: "\\" + c for c in "&%$#_"},
 }
 

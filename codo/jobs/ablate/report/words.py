@@ -211,7 +211,24 @@ def design_note(results: Results) -> str:
         text = FROM_BASE.get(results.design, text)
     note = text.format(base=base or "the grid's base", reference=reference)
     bare = [row.name for row in results.rows if row.changes is None]
-    return note + (f" Not pretrained: {', '.join(bare)}." if bare else "")
+    note += f" Not pretrained: {', '.join(bare)}." if bare else ""
+    return f"{note} {tuning_note(results)}".strip()
+
+
+def tuning_note(results: Results) -> str:
+    """Say how a field was tuned for each row, and what came out; empty where none was."""
+    tuning = results.tuning
+    if tuning is None:
+        return ""
+    tried: dict[str, list[str]] = {}
+    for trial in tuning.trials:
+        value = f"{trial.value} ({number(trial.score)})"
+        tried.setdefault(trial.row, []).append(f"{value} ←" if trial.chosen else value)
+    rows = "; ".join(f"{row}: {', '.join(values)}" for row, values in tried.items())
+    return (
+        f"{tuning.field} was tuned for each row, with seed {tuning.seed}, by {results.metric} of {tuning.protocol} "
+        f"(tried, its {results.metric} in brackets, ← taken): {rows}."
+    )
 
 
 def families(results: Results, analysis: Analysis) -> list[tuple[str, list[Comparison]]]:
