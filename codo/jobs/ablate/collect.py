@@ -11,7 +11,7 @@ from typing import Any
 
 from codo.errors import CodoError
 from codo.jobs.ablate.jobs import JobFolder, digest
-from codo.jobs.ablate.places import shell, without_places
+from codo.jobs.ablate.places import shell, tidy, without_places
 from codo.jobs.ablate.plan import CellKey, CellPlan, Plan
 from codo.jobs.ablate.results import Cell, Point, Probed, Results, Row
 from codo.jobs.pretrain.preview import preview
@@ -41,9 +41,9 @@ def collect(plan: Plan, folder: Path, failures: dict[str, str], command: str) ->
         question=grid.file.question,
         design=grid.file.design,
         reference=grid.reference,
-        base=next((row.name for row in grid.rows if row.changes == {}), None),
+        base=next((row.name for row in grid.rows if row.plan.changes == ()), None),
         rows=[
-            Row(name=row.name, changes=_tidy(row.changes), factors=row.plan.factors, tuned=_tidy(row.tuned))
+            Row(name=row.name, changes=tidy(row.changes), factors=row.plan.factors, tuned=tidy(row.tuned))
             for row in grid.rows
         ],
         protocols=list(grid.file.transfer),
@@ -94,7 +94,7 @@ def _sheets(plan: Plan) -> dict[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
     for key, cell in plan.cells.items():
         if cell.pretrain is not None and key.row not in found:
-            slug = re.sub(r"[^a-z0-9]+", "-", key.row.lower()).strip("-") or "row"
+            slug = re.sub(r"[^a-z0-9]+", "-", key.row.lower()).strip("-")[:80] or "row"
             found[key.row] = f"samples/{slug}-{cell.pretrain[-16:-8]}.png", cell.pretrain
     return found
 
@@ -168,15 +168,6 @@ def command_of(job: JobFolder, processes: int) -> str:
     several = processes > 1 and job.kind != "probe"
     start = ["torchrun", "--standalone", "--nproc-per-node", str(processes), "-m", "codo.cli"] if several else ["codo"]
     return shell([*start, *map(without_places, words)])
-
-
-def _tidy(value: Any) -> Any:
-    """Leave out the places of this machine, at any depth."""
-    if isinstance(value, dict):
-        return {key: _tidy(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_tidy(inner) for inner in value]
-    return without_places(value) if isinstance(value, str) else value
 
 
 def _environment(fingerprint: str, store: str) -> dict[str, Any]:

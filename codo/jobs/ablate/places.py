@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 DATA = "CODO_DATA"
 """The environment variable of grids that says where the data sets are."""
@@ -55,3 +56,12 @@ def shell(words: list[str]) -> str:
         rest = word.removeprefix(variable) if inside else word
         written.append((f'"{variable}"' if inside else "") + (shlex.quote(rest) if rest or not inside else ""))
     return " ".join(written)
+
+
+def tidy(value: Any) -> Any:
+    """Leave out the places of this machine, at any depth."""
+    if isinstance(value, dict):
+        return {key: tidy(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [tidy(inner) for inner in value]
+    return without_places(value) if isinstance(value, str) else value

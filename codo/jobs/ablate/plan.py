@@ -67,6 +67,11 @@ class Plan:
         """List the jobs that are not done."""
         return [job for name, job in self.jobs.items() if not self.store.folder(name).done]
 
+    def open(self) -> bool:
+        """Whether there are jobs that would run: neither done nor failed, nor waiting for one that failed."""
+        failed = {job.name for job in self.remaining() if self.store.folder(job.name).failure is not None}
+        return any(job.name not in failed and job.needs not in failed for job in self.remaining())
+
     def counts(self) -> dict[str, tuple[int, int, int]]:
         """Count per kind the jobs without sharing, the distinct ones, and those not done."""
         asked = Counter(name.partition("-")[0] for cell in self.cells.values() for name in cell.jobs())

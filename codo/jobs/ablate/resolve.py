@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,8 @@ class ResolvedRow:
         changes: dotted field -> value against the base, epochs that the budget sets too; None is `weights: none`.
         pretrain: its pretraining; of `weights: none` the base's, whose architecture it has.
         transfers: protocol -> its transfer, `weights` being `none` or PRETRAINED.
-        tuned: dotted field -> the value that the row's trials chose (`codo.jobs.ablate.tuning`); not among `changes`.
+        tuned: dotted field -> the value that the row's trials chose (`codo.jobs.ablate.tuning`), and the epochs that go
+            with it by the budget; not among `changes`.
     """
 
     plan: RowPlan
@@ -130,11 +131,11 @@ class Base:
         self.pretrain = self._pretrain([], ("base",))
         self.protocols = {name: self._protocol(name, dict(tree)) for name, tree in file.transfer.items()}
 
-    def resolve(self, plan: RowPlan, tuned: Sequence[Change] = ()) -> ResolvedRow:
-        """Resolve a row, with what was tuned for it."""
+    def resolve(self, plan: RowPlan) -> ResolvedRow:
+        """Resolve a row."""
         if plan.changes is None:
             return ResolvedRow(plan, None, self.pretrain, self._transfers(plan, [], self.pretrain))
-        own = [self._absolute(c) for c in (*plan.changes, *tuned) if not c.field.startswith("transfer.")]
+        own = [self._absolute(c) for c in plan.changes if not c.field.startswith("transfer.")]
         config = self._pretrain(own, plan.keys)
         changes = {c.field: c.value for c in plan.changes}
         if self.file.budget == "composites":
@@ -146,8 +147,7 @@ class Base:
             if epochs != config.optim.epochs:
                 changes["optim.epochs"] = epochs
                 config = self._pretrain([*own, Change("optim.epochs", epochs, plan.keys)], plan.keys)
-        transfers = self._transfers(plan, list(plan.changes), config)
-        return ResolvedRow(plan, changes, config, transfers, {c.field: c.value for c in tuned})
+        return ResolvedRow(plan, changes, config, self._transfers(plan, list(plan.changes), config))
 
     def _absolute(self, change: Change) -> Change:
         if change.field not in ("data.foregrounds", "data.backgrounds") or change.value is None:

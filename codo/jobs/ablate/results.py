@@ -26,7 +26,8 @@ class Row(_Record):
         changes: dotted pretraining field -> value, against the grid's base; empty for the base, None for a row that is
             not pretrained (`weights: none`).
         factors: for a factorial, switch -> on or off.
-        tuned: dotted pretraining field -> the value that the row's trials chose; not among `changes`.
+        tuned: dotted pretraining field -> the value that the row's trials chose, and the epochs that go with it; not
+            among `changes`.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Tuning(_Record):
         field: of the pretraining, dotted.
         seed: of the trials.
         protocol: that they were judged by.
-        trials: in the order of the rows; the report of all of them lies in `tuning/`.
+        trials: in the order of the rows, of those that were tuned; their report lies in `tuning/`.
     """
 
     field: str

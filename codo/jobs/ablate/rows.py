@@ -247,6 +247,6 @@ def _told(value: Any) -> str:
 def check_error(error: CodoError, changes: Sequence[Change], keys: tuple[str | int, ...], source: Source) -> CodoError:
     """Place the message of a config at the change that it names, else at `keys`."""
     text = str(error).removeprefix("config: ").removesuffix(", flags or --set)").split(" (in ")[0]
-    named = [c for c in changes if c.field.removeprefix("transfer.") in text]
+    named = [c for c in reversed(changes) if c.field.removeprefix("transfer.") in text]  # the last one set it
     best = max(named, key=lambda c: len(c.field), default=None)
     return source.error(best.keys if best else keys, text)

@@ -94,55 +94,58 @@ def ablate(
     with Lock(out):
         refuse_another(path, folder)
         store = Store(out / "jobs")
-        plan = make_plan(loaded, store, accept_code_change)  # as written; before its trials it is checked as a whole
-        runner = make_executor(executor, jobs, plan, options)
+        plan = make_plan(loaded, store, accept_code_change)  # as written: before its trials it is checked as a whole
+        first = make_plan(trials, store, accept_code_change) if trials is not None else plan
+        runner = make_executor(executor, jobs, first, options)
         write_text(folder / "grid.yaml", path.read_text(encoding="utf-8"))
         command = go_on(path, out, jobs, executor, seeds, accept_code_change, keep_checkpoints, options)
-        settings = _Settings(fail_fast, retry_failed, keep_checkpoints, command)
+        if retry_failed:
+            forget_failures(first)
+        schedule = Schedule(first, runner, fail_fast, keep_checkpoints, command)
         if trials is None:
-            return run_plan(plan, runner, folder, settings)
-        plan = make_plan(trials, store, accept_code_change)
-        tried = run_plan(plan, make_executor(executor, jobs, plan, options), folder / "tuning", settings)
-        if fail_fast and tried.failures:
-            return tried
+            return run_plan(schedule, folder)
+        plan.notices.append("the trials, which come before the rows, are not done: tuning/ has what there is")
+        try:
+            tried = run_plan(schedule, folder / "tuning", samples=False)
+        except Interrupted:
+            write_results(folder, collect(plan, folder, {}, command))
+            raise
+        if schedule.broke_off:
+            results = collect(plan, folder, {}, command)
+            write_results(folder, results)
+            return AblateResult(folder, results, tried.failures)
         chosen, tuning, notices = tuned(loaded, tried.results)
         plan = make_plan(chosen, store, accept_code_change)
         plan.notices += notices
-        done = run_plan(plan, make_executor(executor, jobs, plan, options), folder, settings, tuning)
+        if retry_failed:
+            forget_failures(plan)
+        runner = make_executor(executor, jobs, plan, options)
+        done = run_plan(Schedule(plan, runner, fail_fast, keep_checkpoints, command), folder, tuning)
         return replace(done, failures=tried.failures | done.failures)
 
 
-@dataclass(frozen=True)
-class _Settings:
-    """How the jobs of a plan are run; as the arguments of `ablate`, and the command that goes on."""
+def run_plan(schedule: Schedule, folder: Path, tuning: Tuning | None = None, samples: bool = True) -> AblateResult:
+    """Run the jobs of a schedule, and write results and report.
 
-    fail_fast: bool
-    retry_failed: bool
-    keep_checkpoints: bool
-    command: str
-
-
-def run_plan(
-    plan: Plan, runner: Executor, folder: Path, settings: _Settings, tuning: Tuning | None = None
-) -> AblateResult:
-    """Run the jobs of a plan that are not done, and write results and report.
+    Args:
+        schedule: of a plan.
+        folder: of the results.
+        tuning: how the plan's rows were tuned.
+        samples: draw what each row is trained on.
 
     Raises:
         Interrupted: what is there has been written.
     """
+    plan = schedule.plan
     for notice in plan.notices:
         warn(notice)
     for name, job in plan.jobs.items():
-        place = plan.store.folder(name)
-        if not place.done:
-            place.write(job)
-            if settings.retry_failed:
-                place.forget_failure()
-    schedule = Schedule(plan, runner, settings.fail_fast, settings.keep_checkpoints, settings.command)
+        if not plan.store.folder(name).done:
+            plan.store.folder(name).write(job)
     tell_failures(schedule)
 
     def collected() -> Results:
-        found = collect(plan, folder, schedule.failures, settings.command)
+        found = collect(plan, folder, schedule.failures, schedule.go_on)
         return found.model_copy(update={"tuning": tuning})
 
     try:
@@ -152,9 +155,17 @@ def run_plan(
         raise
     results = collected()
     results.write(folder / "results.json")  # before a user's parts draw
-    results = results.model_copy(update={"samples": draw_samples(plan, folder)})
+    if samples:
+        results = results.model_copy(update={"samples": draw_samples(plan, folder)})
     write_results(folder, results)
     return AblateResult(folder, results, schedule.failures)
+
+
+def forget_failures(plan: Plan) -> None:
+    """Let jobs that failed be tried again."""
+    for name in plan.jobs:
+        if not plan.store.folder(name).done:
+            plan.store.folder(name).forget_failure()
 
 
 def write_results(folder: Path, results: Results) -> None:
@@ -198,7 +209,7 @@ def plan_grid(
     if loaded.file.tune is None:
         return [make_plan(loaded, store, accept_code_change)]
     trials = make_plan(trials_of(loaded), store, accept_code_change)
-    if trials.remaining():
+    if trials.open():
         plan = make_plan(loaded, store, accept_code_change)
         plan.notices.append(f"{loaded.file.tune.field} of each row will be what its trials choose, not as shown")
     else:

@@ -34,6 +34,7 @@ class Schedule:
     Attributes:
         states: job -> `waiting`, `running`, `done`, `failed` or `blocked`.
         failures: job -> what went wrong, in a line; those of earlier sessions too.
+        broke_off: whether `fail_fast` ended it.
     """
 
     plan: Plan
@@ -43,6 +44,7 @@ class Schedule:
     go_on: str = "codo ablate"
     states: dict[str, str] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    broke_off: bool = False
     _started: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -73,6 +75,7 @@ class Schedule:
                     display.refresh()
                     if failed and self.fail_fast:
                         display.say("--fail-fast: the running jobs save and leave")
+                        self.broke_off = True
                         break
             finally:
                 self.executor.stop()

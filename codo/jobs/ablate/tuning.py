@@ -5,16 +5,30 @@ What is good for one row need not be for another: a learning rate that suits the
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
+from pydantic import BaseModel
+
 from codo.config.load import unknown_field
 from codo.config.pretrain import PretrainConfig
+from codo.config.sections import ArchitectureSection
 from codo.jobs.ablate.grid import Tune
-from codo.jobs.ablate.resolve import Base, Grid, ResolvedRow, check_differences
+from codo.jobs.ablate.places import tidy
+from codo.jobs.ablate.resolve import Base, Grid, ResolvedRow, what_differs
 from codo.jobs.ablate.results import Results, Trial, Tuning
 from codo.jobs.ablate.rows import Change, refuse_reserved, section_of
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A value in a row: as it is written, and the row with it."""
+
+    value: Any
+    change: Change
+    row: ResolvedRow
 
 
 def trials_of(grid: Grid) -> Grid:
@@ -29,7 +43,7 @@ def trials_of(grid: Grid) -> Grid:
     tune, source = _tune(grid), grid.source
     _check_field(grid)
     if tune.seed in grid.file.seeds:
-        message = f"{tune.seed} is one of the grid's seeds, whose cells the choice would favour; take another"
+        message = f"{tune.seed} is a seed of the rows too, whose cells would be chosen for being good; take another"
         raise source.error(("tune", "seed"), message)
     protocol = tune.protocol or next(iter(grid.file.transfer))
     file = grid.file.model_copy(
@@ -42,27 +56,15 @@ def trials_of(grid: Grid) -> Grid:
             "probes": False,
         }
     )
-    base, rows = Base(file, source), []
-    firsts: dict[str, str] = {}
-    for row in grid.rows:
-        for change in _values(grid, row):
-            name, changes = trial_name(row.name, change), (*(row.plan.changes or ()), change)
-            rows.append(base.resolve(replace(row.plan, name=name, changes=changes, factors={}, before=None)))
-            firsts.setdefault(row.name, name)
+    base = Base(file, source)
+    by_row = {row.name: [trial.row for trial in _trials(grid, row, base)] for row in grid.rows}
+    rows = [row for rows in by_row.values() for row in rows]
     if not rows:
-        raise source.error(("tune",), "no row is pretrained")
-    check_differences(rows, source)
-    return Grid(file, source, grid.base, rows, firsts.get(grid.reference, rows[0].name))
-
-
-def trial_name(row: str, change: Change) -> str:
-    """Name a trial.
-
-    Example:
-        >>> trial_name("CoDo", Change("optim.lr", 0.02, ("tune", "values", 0)))
-        'CoDo, optim.lr=0.02'
-    """
-    return f"{row}, {change.field}={change.value}"
+        raise source.error(("tune", "field"), f"no row is pretrained with {tune.field} in force")
+    for row in rows:
+        if sum(other.name == row.name for other in rows) > 1:
+            raise source.error(row.plan.keys, f"two trials are called {row.name!r}; rename a row")
+    return Grid(file, source, grid.base, rows, next(iter(by_row[grid.reference] or rows)).name)
 
 
 def tuned(grid: Grid, results: Results) -> tuple[Grid, Tuning, list[str]]:
@@ -78,33 +80,39 @@ def tuned(grid: Grid, results: Results) -> tuple[Grid, Tuning, list[str]]:
     tune = _tune(grid)
     base, protocol = Base(grid.file, grid.source), results.protocols[0]
     rows: list[ResolvedRow] = []
-    trials: list[Trial] = []
-    unknown, at_end = [], []
+    tried: list[Trial] = []
+    failed, equal, at_end = [], [], []
     for row in grid.rows:
-        changes = _values(grid, row)
+        trials = _trials(grid, row, base)
         scores: dict[int, float] = {}
-        for i, change in enumerate(changes):
-            cell = results.cell(trial_name(row.name, change), protocol, tune.seed)
+        for i, trial in enumerate(trials):
+            cell = results.cell(trial.row.name, protocol, tune.seed)
             score = cell.metrics.get(grid.file.metric) if cell.status == "done" else None
             if score is not None:
                 scores[i] = score
         best = max(scores, key=scores.__getitem__) if scores else None
-        trials += [
-            Trial(row=row.name, value=c.value, score=scores.get(i), chosen=i == best) for i, c in enumerate(changes)
+        rows.append(_with(row, trials[best], tune.field) if best is not None else row)
+        tried += [
+            Trial(row=row.name, value=trial.value, score=scores.get(i), chosen=i == best)
+            for i, trial in enumerate(trials)
         ]
-        rows.append(base.resolve(row.plan, [changes[best]] if best is not None else []))
-        numbers = [c.value for c in changes if isinstance(c.value, int | float) and not isinstance(c.value, bool)]
-        if changes and best is None:
-            unknown.append(row.name)
-        elif best is not None and numbers and changes[best].value in (min(numbers), max(numbers)):
-            at_end.append(f"{row.name} ({changes[best].value})")
-    notices = []
-    if unknown:
-        notices.append(f"no trial of {tune.field} came to a score for {', '.join(unknown)}: left as it was")
-    if at_end:
-        notices.append(f"{tune.field}: the best trial is at the end of what was tried for {', '.join(at_end)}")
-    tuning = Tuning(field=tune.field, seed=tune.seed, protocol=protocol, trials=trials)
-    return replace(grid, rows=rows), tuning, notices
+        if len(scores) < len(trials):
+            failed.append(f"{row.name} ({', '.join(_told(t.value) for i, t in enumerate(trials) if i not in scores)})")
+        if best is None:
+            continue
+        if list(scores.values()).count(scores[best]) > 1:
+            equal.append(row.name)
+        numbers = [trials[i].value for i in scores]
+        if len(numbers) > 2 and all(map(_is_number, numbers)) and trials[best].value in (min(numbers), max(numbers)):
+            at_end.append(f"{row.name} ({_told(trials[best].value)})")
+    notices = {
+        f"trials of {tune.field} that came to no score, so that there were fewer to choose from, or none": failed,
+        f"{tune.field}: trials are equal, and the first was taken, for": equal,
+        f"{tune.field}: the best trial is at the end of what was tried for": at_end,
+        "the rows are the same once tuned, their difference is 0 by that alone": _same(rows),
+    }
+    said = [f"{what}: {', '.join(names)}" for what, names in notices.items() if names]
+    return replace(grid, rows=rows), Tuning(field=tune.field, seed=tune.seed, protocol=protocol, trials=tried), said
 
 
 def _tune(grid: Grid) -> Tune:
@@ -113,7 +121,7 @@ def _tune(grid: Grid) -> Tune:
 
 
 def _check_field(grid: Grid) -> None:
-    """Refuse to tune what is no field of a pretraining, or what the grid sets."""
+    """Refuse to tune what is no field of a pretraining, what the grid sets, or what the detector has too."""
     tune, source, keys = _tune(grid), grid.source, ("tune", "field")
     section = section_of(PretrainConfig, tune.field)
     if section is None:
@@ -121,10 +129,38 @@ def _check_field(grid: Grid) -> None:
     if section is not Any:
         raise source.error(keys, f"{tune.field} is a section; name one of its fields")
     refuse_reserved(Change(tune.field, None, keys), source, ("seed", "run", "data"))
+    if tune.field in [f"model.{name}" for name in ArchitectureSection.model_fields]:
+        raise source.error(keys, f"{tune.field} is the detector's too, of which all rows should have one")
 
 
-def _values(grid: Grid, row: ResolvedRow) -> list[Change]:
-    """List the values to try in a row, none where it is not pretrained."""
+def _trials(grid: Grid, row: ResolvedRow, base: Base) -> list[_Trial]:
+    """List what to try in a row: nothing where it is not pretrained, or where nothing reads the field."""
+    tune, source = _tune(grid), grid.source
+    found: list[_Trial] = []
+    for change in _changes(grid, row):
+        changes = (*(row.plan.changes or ()), change)
+        trial = base.resolve(replace(row.plan, changes=changes, factors={}, before=None))
+        value: Any = reduce(getattr, tune.field.split("."), trial.pretrain)  # as it is in force: 0.001, written 1e-3
+        value = tidy(value.model_dump(mode="json") if isinstance(value, BaseModel) else value)
+        name = f"{row.name}, {tune.field}={_told(value)}"
+        found.append(_Trial(value, change, replace(trial, plan=replace(trial.plan, name=name))))
+    values = [_told(trial.value) for trial in found]
+    if len(set(values)) > 1 and len({what_differs(trial.row) for trial in found}) == 1:
+        return []
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            raise source.error(found[i].change.keys, f"row {row.name!r} tries {value} twice")
+    return found
+
+
+def _with(row: ResolvedRow, trial: _Trial, field: str) -> ResolvedRow:
+    """Give a row a trial's value, and the epochs that it takes by the budget."""
+    epochs = trial.row.pretrain.optim.epochs
+    values = {field: trial.value} | ({} if epochs == row.pretrain.optim.epochs else {"optim.epochs": epochs})
+    return replace(trial.row, plan=row.plan, changes=row.changes, tuned=values)
+
+
+def _changes(grid: Grid, row: ResolvedRow) -> list[Change]:
     tune, source = _tune(grid), grid.source
     if row.plan.changes is None:
         return []
@@ -134,17 +170,29 @@ def _values(grid: Grid, row: ResolvedRow) -> list[Change]:
                 f"row {row.name!r} sets {tune.field} itself; write `factors` of what a row has, or leave it out there"
             )
             raise source.error(("tune", "values"), message)
-        found = [Change(tune.field, value, ("tune", "values", i)) for i, value in enumerate(tune.values)]
-    else:
-        own = reduce(getattr, tune.field.split("."), row.pretrain)
-        if not isinstance(own, float):
-            message = f"{tune.field} of row {row.name!r} is {own!r}, no number with a fraction; write `values`"
-            raise source.error(("tune", "factors"), message)
-        found = [
-            Change(tune.field, float(f"{own * factor:.2g}"), ("tune", "factors", i))
-            for i, factor in enumerate(tune.factors or ())
-        ]
-    for i, change in enumerate(found):
-        if change.value in [before.value for before in found[:i]]:
-            raise source.error(change.keys, f"row {row.name!r} tries {change.value} twice")
-    return found
+        return [Change(tune.field, value, ("tune", "values", i)) for i, value in enumerate(tune.values)]
+    own = reduce(getattr, tune.field.split("."), row.pretrain)
+    if not isinstance(own, float):
+        message = f"{tune.field} of row {row.name!r} is {own!r}, no number with a fraction; write `values`"
+        raise source.error(("tune", "factors"), message)
+    return [
+        Change(tune.field, own if factor == 1 else float(f"{own * factor:.2g}"), ("tune", "factors", i))
+        for i, factor in enumerate(tune.factors or ())
+    ]
+
+
+def _same(rows: list[ResolvedRow]) -> list[str]:
+    """Name the rows that are another one."""
+    seen: dict[str, str] = {}
+    return [
+        f"{first} and {row.name}" for row in rows if (first := seen.setdefault(what_differs(row), row.name)) != row.name
+    ]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _told(value: Any) -> str:
+    """Write a value as the report does."""
+    return json.dumps(value, ensure_ascii=False)

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import signal
+
 import pytest
 import yaml
 
+from codo.errors import CodoError, Interrupted
 from codo.jobs.ablate.analysis import analyse
+from codo.jobs.ablate.collect import collect
+from codo.jobs.ablate.executors import LocalExecutor
+from codo.jobs.ablate.jobs import Store
+from codo.jobs.ablate.plan import Plan
 from codo.jobs.ablate.report import write_report
 from codo.jobs.ablate.report.tables import latex, markdown
 from codo.jobs.ablate.resolve import Grid, load_grid
 from codo.jobs.ablate.results import Cell, Results, Row
 from codo.jobs.ablate.run import ablate, plan_grid
+from codo.jobs.ablate.schedule import Schedule
 from codo.jobs.ablate.tuning import trials_of, tuned
 from tests.jobs.ablate.conftest import BASE
+from tests.jobs.ablate.test_collect import finish as leave
 from tests.jobs.ablate.test_grid import grid, refused
 
 FACTORIAL = """\
@@ -45,7 +55,7 @@ def scored(trials: Grid, scores: dict[str, float | None]) -> Results:
             protocol=protocol,
             seed=seed,
             status="failed" if scores.get(row.name, 1.0) is None else "done",
-            metrics={"curve_area": scores.get(row.name, 1.0), "AP": 50.0},
+            metrics={"curve_area": 50.0, "AP": 50.0} | {trials.file.metric: scores.get(row.name, 1.0)},
         )
         for row in trials.rows
     ]
@@ -115,7 +125,12 @@ def test_the_best_trial_gives_the_value_and_the_rows_stay_what_they_are(tmp_path
     assert [(t.row, t.value) for t in tuning.trials if t.chosen] == [
         (row.name, *row.tuned.values()) for row in chosen.rows[1:]
     ]
-    assert notices == ["optim.lr: the best trial is at the end of what was tried for a (0.18), b (0.17)"]
+    assert notices == [
+        "trials of optim.lr that came to no score, so that there were fewer to choose from, or none: "
+        "b (1.5), a + b (0.02)",
+        "optim.lr: trials are equal, and the first was taken, for: b, a + b",
+        "optim.lr: the best trial is at the end of what was tried for: a (0.18)",
+    ]
 
 
 def test_a_row_without_a_score_keeps_its_own_and_is_named(tmp_path):
@@ -125,7 +140,7 @@ def test_a_row_without_a_score_keeps_its_own_and_is_named(tmp_path):
     row = next(row for row in chosen.rows if row.name == "b")
     assert (row.tuned, row.pretrain.optim.lr) == ({}, 0.5)
     assert not any(trial.chosen for trial in tuning.trials if trial.row == "b")
-    assert notices[0] == "no trial of optim.lr came to a score for b: left as it was"
+    assert notices[0].endswith("fewer to choose from, or none: b (0.17, 0.5)")
 
 
 AXES = "axes:\n  image: {loss.image: 0.5}\n"
@@ -138,7 +153,7 @@ AXES = "axes:\n  image: {loss.image: 0.5}\n"
         ("{field: optim.lr, values: [1, 2], factors: [1, 2], seed: 7}", ":9: tune: either `values` or `factors`"),
         ("{field: optim.lr, values: [1], seed: 7}", ":9: tune.values: "),
         ("{field: optim.lr, values: [0.1, 0.2]}", ":9: tune: tune.seed is missing"),
-        ("{field: optim.lr, values: [0.1, 0.2], seed: 1}", ":9: tune.seed: 1 is one of the grid's seeds"),
+        ("{field: optim.lr, values: [0.1, 0.2], seed: 1}", ":9: tune.seed: 1 is a seed of the rows too"),
         ("{field: optim.lr, values: [0.1, 0.1], seed: 7}", ":9: tune.values.1: row 'baseline' tries 0.1 twice"),
         ("{field: optim.lr, values: [0.1, -1], seed: 7}", ":9: tune.values.1: optim.lr"),
         ("{field: optim.lr, factors: [1, 1.001], seed: 7}", ":9: tune.factors.1: row 'baseline' tries 0.02 twice"),
@@ -148,6 +163,10 @@ AXES = "axes:\n  image: {loss.image: 0.5}\n"
             ":9: tune.field: there is no field 'optim.rate'",
         ),
         ("{field: optim, values: [1, 2], seed: 7}", ":9: tune.field: optim is a section; name one of its fields"),
+        (
+            "{field: model.fpn_channels, values: [64, 128], seed: 7}",
+            ":9: tune.field: model.fpn_channels is the detector",
+        ),
         ("{field: seed, values: [3, 4], seed: 7}", ":9: tune.field: seed cannot vary"),
         ("{field: data.limit, values: [3, 4], seed: 7}", ":9: tune.field: data cannot vary"),
         (
@@ -168,7 +187,77 @@ def test_refused_with_the_line(tmp_path, monkeypatch, tune, said):
 def test_no_row_that_is_pretrained(tmp_path, monkeypatch):
     monkeypatch.setattr("tests.jobs.ablate.test_grid.load_grid", lambda path: trials_of(load_grid(path)))
     body = "rows:\n  a: {weights: none}\nreference: a\n" + TUNE
-    assert refused(tmp_path, "rows", body) == ":10: tune: no row is pretrained"
+    assert refused(tmp_path, "rows", body) == ":10: tune.field: no row is pretrained with optim.lr in force"
+
+
+def test_values_are_those_in_force_and_a_factor_of_one_leaves_what_is(tmp_path):
+    body = "axes:\n  image: {loss.image: 0.5}\ntune: {field: optim.lr, values: [1e-3, 2e-3, 1e-2], seed: 7}\n"
+    found = grid(tmp_path, "ladder", body)
+    trials = trials_of(found)
+    assert [row.name for row in trials.rows[:2]] == ["baseline, optim.lr=0.001", "baseline, optim.lr=0.002"]
+    chosen, tuning, notices = tuned(found, scored(trials, {"baseline, optim.lr=0.001": 2.0}))
+    assert chosen.rows[0].tuned == {"optim.lr": 0.001}
+    assert tuning.trials[0].value == 0.001
+    assert notices[-1].endswith("at the end of what was tried for: baseline (0.001), image (0.001)")
+    body = "axes:\n  ema: {model.key_momentum: 0.999}\ntune: {field: model.key_momentum, factors: [1, 0.9], seed: 7}\n"
+    assert [row.pretrain.model.key_momentum for row in trials_of(grid(tmp_path, "ladder", body)).rows[2:]] == [
+        0.999,
+        0.9,
+    ]
+
+
+def test_a_row_in_which_nothing_reads_the_field_is_not_tuned(tmp_path):
+    body = "axes:\n  none: {alignment: false}\ntune: {field: jitter.ratio, values: [0.1, 0.2], seed: 7}\n"
+    found = grid(tmp_path, "ladder", body)
+    trials = trials_of(found)
+    assert [row.name for row in trials.rows] == ["baseline, jitter.ratio=0.1", "baseline, jitter.ratio=0.2"]
+    chosen, tuning, _ = tuned(found, scored(trials, {}))
+    assert [row.tuned for row in chosen.rows] == [{"jitter.ratio": 0.1}, {}]
+    assert {trial.row for trial in tuning.trials} == {"baseline"}
+
+
+def test_the_budget_of_a_tuned_row_is_told_apart_from_its_changes(tmp_path):
+    body = "axes:\n  image: {loss.image: 0.5}\ntune: {field: views, values: [1, 3], seed: 7}\n"
+    found = grid(tmp_path, "ladder", body)
+    chosen, _, _ = tuned(found, scored(trials_of(found), {"baseline, views=3": 2.0}))
+    assert [(row.changes, row.tuned) for row in chosen.rows] == [
+        ({}, {"views": 3, "optim.epochs": 10}),
+        ({"loss.image": 0.5}, {"views": 1}),
+    ]
+    assert collect(make_plan_of(chosen, tmp_path), tmp_path, {}, "codo").base == "baseline"
+
+
+def make_plan_of(found: Grid, tmp_path) -> Plan:
+    """A plan without jobs."""
+    return Plan(found, Store(tmp_path / "jobs"))
+
+
+def test_rows_that_differ_in_another_transfer_alone_are_tuned_as_one(tmp_path):
+    tune = "tune: {field: optim.lr, values: [0.1, 0.2], seed: 7, protocol: frozen}\n"
+    body = "rows:\n  a: {}\n  same: {transfer.freeze: [backbone]}\nreference: a\n" + tune
+    (tmp_path / "grid.yaml").write_text(
+        f"title: T\ndesign: rows\nbase: {{preset: codo-small}}\n{body}transfer:\n  all: {{epochs: 3}}\n"
+        "  frozen: {epochs: 3, freeze: [backbone]}\n"
+    )
+    found = load_grid(tmp_path / "grid.yaml")
+    assert len(trials_of(found).rows) == 4
+    assert trials_of(found).rows[0].pretrain == trials_of(found).rows[2].pretrain
+
+
+def test_rows_that_tuning_makes_the_same_are_named(tmp_path):
+    body = "axes:\n  high: {optim.lr: 0.06}\ntune: {field: optim.lr, factors: [1, 3], seed: 7}\n"
+    found = grid(tmp_path, "ladder", body)
+    assert found.base.optim.lr == 0.02
+    _, _, notices = tuned(found, scored(trials_of(found), {"baseline, optim.lr=0.06": 3.0, "high, optim.lr=0.06": 3.0}))
+    assert notices == ["the rows are the same once tuned, their difference is 0 by that alone: baseline and high"]
+
+
+def test_a_wrong_value_is_told_where_it_stands_also_where_the_base_sets_the_field(tmp_path):
+    found = grid(
+        tmp_path, "ladder", "axes:\n  image: {loss.image: 0.5}\ntune: {field: views, values: [2, 0], seed: 7}\n"
+    )
+    with pytest.raises(CodoError, match=r"grid.yaml:9: tune.values.1: views = 0"):
+        trials_of(found)
 
 
 def test_every_form_of_the_report_says_what_was_tuned(tmp_path):
@@ -179,7 +268,7 @@ def test_every_form_of_the_report_says_what_was_tuned(tmp_path):
     results = scored(trials, {}).model_copy(
         update={"rows": rows, "reference": "plain", "cells": [], "protocols": ["tuned"], "tuning": tuning}
     )
-    said = "optim.lr was tuned for each row, with seed 7, by curve_area of tuned"
+    said = "optim.lr was tuned for each row by trials of seed 7, judged by curve_area of tuned"
     write_report(tmp_path, results)
     page = (tmp_path / "report.html").read_text()
     assert said in page
@@ -234,3 +323,83 @@ def test_a_grid_tunes_runs_and_reports_and_nothing_runs_twice(tuning_grid, tmp_p
     times = {file: file.stat().st_mtime_ns for file in out.rglob("summary.json")}
     ablate(tuning_grid, out)
     assert times == {file: file.stat().st_mtime_ns for file in out.rglob("summary.json")}
+
+    other = next(t for t in done.results.tuning.trials if not t.chosen)
+    cell = trials.cell(f"a, optim.lr={other.value}", "tuned", 5)
+    summary = out / "grid" / "tuning" / cell.folders["transfer"] / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"metrics": {"AP": 50.0}}))
+    again = ablate(tuning_grid, out)
+    assert [row.tuned for row in again.results.rows] == [{"optim.lr": other.value}, {}]
+    assert len(list((out / "jobs").iterdir())) == 9, "the other value's pretraining and transfer"
+
+
+def finish(plan: Plan, but: str = "") -> None:
+    """Leave what jobs leave, but for those of the trials that are named so."""
+    rows = {key.row: cell for key, cell in plan.cells.items()}
+    left = [name for row, cell in rows.items() if but and row.endswith(but) for name in cell.jobs()]
+    for name, job in plan.jobs.items():
+        if name not in left:
+            plan.store.folder(name).write(job)
+            leave(plan.store.folder(name))
+
+
+def test_a_failed_trial_decides_nothing_and_ends_nothing(tuning_grid, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    plan = plan_grid(tuning_grid, out)[0]
+    finish(plan, "0.003")
+    failed = plan.store.folder(next(name for name in plan.jobs if not plan.store.folder(name).done))
+    failed.write(plan.jobs[failed.name])
+    (failed.path / "failed.json").write_text(json.dumps({"message": "the loss is not finite", "code": 1, "time": ""}))
+    plans = plan_grid(tuning_grid, out)
+    assert plans[1].grid.rows[0].tuned == {"optim.lr": 0.03}, "it is decided"
+    finish(plans[1])
+    monkeypatch.setattr(LocalExecutor, "submit", lambda *given: pytest.fail("there is nothing to run"))
+    done = ablate(tuning_grid, out, fail_fast=True)
+    assert done.path == out / "grid"
+    assert done.failures == {failed.name: "the loss is not finite"}
+    assert done.results.notices == [
+        "trials of optim.lr that came to no score, so that there were fewer to choose from, or none: a (0.003)"
+    ]
+
+
+def test_stopped_or_broken_off_in_the_trials_the_grid_says_so(tuning_grid, tmp_path, monkeypatch):
+    out, made = tmp_path / "out", []
+
+    def run(schedule: Schedule) -> None:
+        made.append(schedule.plan.grid.file.title)
+        raise Interrupted(signal.SIGTERM, "stopped")
+
+    def break_off(schedule: Schedule) -> None:
+        schedule.broke_off = True
+
+    monkeypatch.setattr(Schedule, "run", run)
+    with pytest.raises(Interrupted):
+        ablate(tuning_grid, out)
+    told = "the trials, which come before the rows, are not done: tuning/ has what there is"
+    assert Results.read(out / "grid" / "results.json").notices == [told]
+    assert Results.read(out / "grid" / "tuning" / "results.json").title == "Tiny: tuning"
+    assert told in (out / "grid" / "report.html").read_text()
+    monkeypatch.setattr(Schedule, "run", break_off)
+    found = ablate(tuning_grid, out, fail_fast=True)
+    assert made == ["Tiny: tuning"]
+    assert [cell.status for cell in found.results.cells] == ["missing", "missing"]
+
+
+def test_one_executor_is_there_at_a_time(tuning_grid, tmp_path, monkeypatch):
+    """Ray refuses a second one before the first has stopped."""
+    finish(plan_grid(tuning_grid, tmp_path / "out")[0])
+    there = []
+    before, stop = LocalExecutor.__init__, LocalExecutor.stop
+
+    def init(self: LocalExecutor, *given: object) -> None:
+        assert not there
+        there.append(self)
+        before(self, *given)
+
+    monkeypatch.setattr(LocalExecutor, "__init__", init)
+    monkeypatch.setattr(LocalExecutor, "stop", lambda self: (there.remove(self), stop(self)))
+    finish(plan_grid(tuning_grid, tmp_path / "out")[1])
+    done = ablate(tuning_grid, tmp_path / "out")
+    assert not there
+    assert [cell.status for cell in done.results.cells] == ["done", "done"]
+    assert done.results.notices == ["optim.lr: trials are equal, and the first was taken, for: a"]

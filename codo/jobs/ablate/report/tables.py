@@ -203,6 +203,7 @@ def terminal_table(results: Results, analyses: list[Analysis]) -> RenderableType
             parts += [Text(f"  {MARKS[c.verdict]} {_named(c)}: {sentence(c, results.metric)}") for c in family]
         gaps = {name: s.count for name, s in a.spreads.items() if s.absent}
         parts += [Text(f"  {name}: n = {count}") for name, count in gaps.items()]
+    parts += [Text(tuning_note(results))] if results.tuning is not None else []
     parts += [Text(f"mind: {line}", "yellow") for line in warnings(results)]
     return Group(*parts)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from codo.jobs.ablate.analysis import Analysis
 from codo.jobs.ablate.results import Results
 from codo.jobs.ablate.statistics import (
@@ -57,6 +59,12 @@ HOW_TO_READ = (
     f"smallest p is {smallest_wilcoxon(3):g} with three and {smallest_wilcoxon(5):g} with five.",
 )
 """What every form of the report explains."""
+
+TUNED = (
+    "The trials were judged on the validation images that the rows are judged on, and the luck of one seed's choice is "
+    "in no interval: what is tuned has that advantage over what is not."
+)
+"""How to read rows that were tuned."""
 
 PREDICTION = (
     "Spearman's rank correlation across rows, of each row's mean probe and mean {metric} over its seeds: +1 where the "
@@ -222,13 +230,18 @@ def tuning_note(results: Results) -> str:
         return ""
     tried: dict[str, list[str]] = {}
     for trial in tuning.trials:
-        value = f"{trial.value} ({number(trial.score)})"
+        value = f"{json.dumps(trial.value, ensure_ascii=False)} ({number(trial.score)})"
         tried.setdefault(trial.row, []).append(f"{value} ←" if trial.chosen else value)
     rows = "; ".join(f"{row}: {', '.join(values)}" for row, values in tried.items())
-    return (
-        f"{tuning.field} was tuned for each row, with seed {tuning.seed}, by {results.metric} of {tuning.protocol} "
-        f"(tried, its {results.metric} in brackets, ← taken): {rows}."
+    others = [row.name for row in results.rows if row.name not in tried]
+    note = (
+        f"Besides, {tuning.field} was tuned for each row by trials of seed {tuning.seed}, judged by {results.metric} "
+        f"of {tuning.protocol} (in brackets; ← taken; all of it in tuning/): {rows}."
     )
+    note += f" Not tuned: {', '.join(others)}." if others else ""
+    if len(results.protocols) > 1:
+        note += f" For the other transfers the values are {tuning.protocol}'s."
+    return f"{note} {TUNED}"
 
 
 def families(results: Results, analysis: Analysis) -> list[tuple[str, list[Comparison]]]:
