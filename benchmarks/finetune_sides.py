@@ -162,7 +162,7 @@ class Codo:
         hardware = hardware_of(config)
         detector = fresh_detector(config, len(data.labels), *normalisation(None))
         detector.to(memory_format=torch.channels_last)
-        sides = config.detection.min_size[-1], config.detection.max_size
+        sides = config.detection.sides
         self.dataset = DetectionDataset(
             data.train, data.labels, *sides, train=True, flip_p=config.optim.flip_p, seed=config.seed
         )

@@ -43,7 +43,7 @@ BATCH, VIEWS = 16, 2
 
 
 class InsLoc:
-    """InsLoc's data path as method.md states it, in the classic form: PIL images through torchvision's transforms."""
+    """InsLoc's data path in the classic form: PIL images through torchvision's transforms."""
 
     def __init__(self, canvas: int, backgrounds: Sequence[Path]) -> None:
         self.canvas, self.backgrounds = canvas, backgrounds

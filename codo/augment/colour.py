@@ -49,10 +49,6 @@ class ColourParameters(NamedTuple):
         """Join draws along a new first dimension."""
         return ColourParameters(*(torch.stack(column) for column in zip(*views, strict=True)))
 
-    def flatten(self) -> ColourParameters:
-        """Join the first two dimensions."""
-        return ColourParameters(*(column.flatten(0, 1) for column in self))
-
     def to(self, device: torch.device) -> ColourParameters:
         """Move to a device."""
         return ColourParameters(*(column.to(device, non_blocking=True) for column in self))

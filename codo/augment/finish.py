@@ -37,9 +37,9 @@ def finish_views(views: Tensor, parameters: ColourParameters, *, exact: bool = F
         `(N, 3, S, S)` float32 in channels-last memory, normalised with ImageNet's mean and std.
     """
     if exact:
-        return _finish_all(views, parameters, _colour_exactly(views, parameters))
+        return _finish_all(parameters, _colour_exactly(views, parameters))
     if views.device.type != "cpu":
-        return _finish_all(views, parameters, _colour_all(views, parameters))
+        return _finish_all(parameters, _colour_all(views, parameters))
     return _finish_each(views, parameters)
 
 
@@ -86,7 +86,7 @@ def _colour_exactly(views: Tensor, parameters: ColourParameters) -> Tensor:
     return images
 
 
-def _finish_all(views: Tensor, parameters: ColourParameters, images: Tensor) -> Tensor:
+def _finish_all(parameters: ColourParameters, images: Tensor) -> Tensor:
     """Blur, flip and normalise coloured images `(N, 3, S, S)` all at once."""
     blurred = parameters.sigma.nonzero()[:, 0]
     if len(blurred):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -23,11 +21,10 @@ def sample_data_command(folder: Path, train: int, val: int, foregrounds: int, si
     for conclusions about methods.
     """
     from codo.data.sample import count_sample_data, generate_sample_data
+    from codo.runs.console import counter
 
-    with _progress_display() as progress:
-        generate_sample_data(
-            folder, train=train, val=val, foregrounds=foregrounds, size=size, seed=seed, progress=progress
-        )
+    show = counter("rendering")
+    generate_sample_data(folder, train=train, val=val, foregrounds=foregrounds, size=size, seed=seed, progress=show)
     counts = count_sample_data(folder)
     for split, boxes in counts.boxes.items():
         click.echo(f"{split}: {counts.images[split]} images, {sum(boxes.values())} boxes")
@@ -35,24 +32,3 @@ def sample_data_command(folder: Path, train: int, val: int, foregrounds: int, si
             click.echo(f"  {number:5}  {name}")
     click.echo(f"foregrounds: {counts.images['foregrounds']} images, no labels")
     click.echo(f"Written to {folder}. Synthetic pictures, for trying the tool only: draw no conclusions from them.")
-
-
-@contextmanager
-def _progress_display() -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on a terminal, and a plain line every tenth of the way in a pipe."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if console.is_terminal:
-        columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task("Rendering", total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-        return
-
-    def say(done: int, total: int) -> None:
-        if done * 10 // total > (done - 1) * 10 // total:
-            click.echo(f"rendered {done}/{total} pictures", err=True)
-
-    yield say

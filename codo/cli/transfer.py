@@ -133,9 +133,10 @@ def _scaled_length(run: Path, schedule: str | None) -> int | None:
     """Count the steps of a schedule at the batch size of an existing run."""
     if schedule is None:
         return None
-    from codo.config import TransferConfig, load_config
+    from codo.config import TransferConfig
+    from codo.config.load import load_run_config
 
-    config = load_config(TransferConfig, {}, file=run / "config.yaml", default_preset="")
+    config = load_run_config(TransferConfig, run)
     return schedule_fields(schedule, config.optim.batch_size)["optim.iterations"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,6 +85,11 @@ def load_pretrain_config(
     )
 
 
+def load_run_config(kind: type[Config], folder: Path, changes: Mapping[str, Any] | None = None) -> Config:
+    """Read the config that a run was started with, from its folder; `changes` are as the flags of `load_config`."""
+    return load_config(kind, {}, file=folder / "config.yaml", default_preset="", flags=changes)
+
+
 def dump_yaml(config: BaseModel) -> str:
     """Write a config as YAML; reading it back gives an equal config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
@@ -108,10 +113,24 @@ def fingerprint(config: BaseModel, data: str = "") -> str:
 
 def differences(a: BaseModel, b: BaseModel) -> dict[str, tuple[Any, Any]]:
     """List the dotted fields in which two configs differ, with both values."""
-    left, right = (dict(_flatten(c.model_dump(mode="json"))) for c in (a, b))
+    left, right = (dict(flatten(c.model_dump(mode="json"))) for c in (a, b))
     missing = object()
     keys = [*left, *(key for key in right if key not in left)]
     return {key: (left.get(key), right.get(key)) for key in keys if left.get(key, missing) != right.get(key, missing)}
+
+
+def told(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """Say in words what `differences` found."""
+    return ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
+
+
+def check_resumed(run: Path, changed: Mapping[str, tuple[Any, Any]], free: Collection[str]) -> None:
+    """Refuse to resume a run with another config: only the section `run` and the fields in `free` may change."""
+    refused = {key: pair for key, pair in changed.items() if not key.startswith("run.") and key not in free}
+    if refused:
+        raise CodoError(
+            f"--resume {run}: a resumed run keeps its config ({told(refused)}); only run.* may change, epochs grow"
+        )
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -180,10 +199,11 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """List the dotted fields of a dumped config, with their values."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

@@ -42,9 +42,9 @@ class Preset:
 
 
 _MOCO_V2: Sourced = {
-    "background": (False, "method.md, section 4"),
-    "alignment": (False, "method.md, section 4"),
-    "hierarchy": (False, "method.md, section 4"),
+    "background": (False, "MoCo v2: nothing is pasted"),
+    "alignment": (False, "MoCo v2: no FPN, no box head"),
+    "hierarchy": (False, "MoCo v2: the last stage alone"),
     "views": (1, "MoCo v2"),
     "canvas": (224, "MoCo v2"),
     "optim.nesterov": (False, MOCO),
@@ -69,7 +69,7 @@ _METHODS: dict[str, Preset] = {
         "DetCo: its losses at every backbone stage C2-C5, without its local patches",
         {
             **_MOCO_V2,
-            "hierarchy": (True, "method.md, section 4"),
+            "hierarchy": (True, "DetCo: a loss at every backbone stage"),
             "loss.level_weights": ((0.1, 0.4, 0.7, 1.0), DETCO),
         },
     ),
@@ -110,7 +110,8 @@ SMALL_ARCHITECTURE: dict[str, Any] = {
     "box_head_fc": 512,
 }
 
-# Two cores. In-batch negatives: a queue alone falls for the freshness shortcut at this size (method.md, Traps).
+# Two cores. In-batch negatives: with a queue alone a small data set falls for the freshness shortcut, the positive
+# being the only fresh key (`codo.jobs.pretrain.watch`).
 _SMALL: Sourced = {
     "canvas": (96, "ours"),
     **{f"model.{name}": (value, "ours") for name, value in SMALL_ARCHITECTURE.items()},
@@ -119,7 +120,7 @@ _SMALL: Sourced = {
     "model.key_momentum": (0.99, "ours"),
     "model.bn_groups": (2, "ours"),
     "loss.predictor_hidden": (512, "ours"),
-    "loss.negatives": ("batch", "ours; method.md, Traps"),
+    "loss.negatives": ("batch", "ours: with a queue alone, keys are told by their age"),
     "loss.queue_size": (1024, "ours"),
     "optim.epochs": (20, "ours"),
     "optim.batch_size": (32, "ours"),
@@ -176,7 +177,7 @@ TRANSFER_PRESETS: dict[str, dict[str, Any]] = {
         },
         "optim": {"epochs": 12, "batch_size": 4, "lr": 0.08, "warmup_iterations": 20},
     },
-    # Full scale, method.md section 5: every default (ResNet-50, 640-800 px, batch 16, 90,000 iterations).
+    # Full scale: every default (ResNet-50, 640-800 px, batch 16, 90,000 iterations), and norms over all processes.
     "1x": {"norm": "sync_bn"},
     "2x": {"norm": "sync_bn", "optim": {"iterations": 180_000}},
     "12k": {"norm": "sync_bn", "optim": {"iterations": 12_000, "milestones": SCHEDULES["12k"].milestones}},

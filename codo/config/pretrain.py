@@ -1,4 +1,4 @@
-"""The settings of pretraining. Defaults are CoDo at full scale; docs and sources are in method.md's terms."""
+"""The settings of pretraining. Defaults are CoDo at full scale; each names its source."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class JitterSection(Section):
     mode: Literal["ratio", "anchor", "none"] = sourced("ratio", "ours")
     """`ratio`: SoCo's form; `anchor`: InsLoc's."""
     ratio: Annotated[float, Field(ge=0, lt=1)] = sourced(0.15, "ours")
-    """Under `ratio`: the r of method.md, in shares of the box's width and height."""
+    """Under `ratio`: how far the box shifts and how much it grows or shrinks at most, in shares of width and height."""
     p: Probability = sourced(1.0, "ours")
     """Under `ratio`: how often a box is jittered."""
     min_iou: Probability = sourced(0.5, "ours")

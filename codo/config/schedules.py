@@ -16,22 +16,17 @@ class Schedule(NamedTuple):
     Attributes:
         iterations: its steps.
         milestones: where lr falls to a tenth, in shares of the schedule.
-        source: where it comes from.
     """
 
     iterations: int
     milestones: tuple[float, ...]
-    source: str
 
 
 SCHEDULES = {
-    "1x": Schedule(90_000, (2 / 3, 8 / 9), "detectron2: lr falls after 60k and 80k of 90k"),
-    "2x": Schedule(180_000, (2 / 3, 8 / 9), "twice as long: after 120k and 160k of 180k (method.md)"),
-    "12k": Schedule(
-        12_000,
-        (3 / 4, 11 / 12),
-        "ours: short, after 9k and 11k, as MoCo's 24k on VOC after 18k and 22k (from memory)",
-    ),
+    "1x": Schedule(90_000, (2 / 3, 8 / 9)),  # detectron2: lr falls after 60k and 80k of 90k
+    "2x": Schedule(180_000, (2 / 3, 8 / 9)),  # twice as long: after 120k and 160k of 180k
+    # Ours: short, after 9k and 11k, as MoCo's 24k on VOC after 18k and 22k (from memory).
+    "12k": Schedule(12_000, (3 / 4, 11 / 12)),
 }
 """Schedules by name."""
 SCHEDULE_WARMUP = 1000

@@ -15,7 +15,7 @@ def sourced(default: Any, source: str, **constraints: Any) -> Any:
 
     Args:
         default: the value.
-        source: a paper or code base in method.md's terms, or `ours`; `run` for what decides nothing of the method.
+        source: a paper or code base by name (`InsLoc`), or `ours`; `run` for what decides nothing of the method.
         constraints: as pydantic's `Field` takes them.
     """
     return Field(default, json_schema_extra={"source": source}, **constraints)

@@ -1,4 +1,4 @@
-"""The settings of transfer. Defaults are full scale: Faster R-CNN, ResNet-50-FPN, 1x (method.md, section 5)."""
+"""The settings of transfer. Defaults are full scale: Faster R-CNN, ResNet-50-FPN, 1x (90,000 iterations)."""
 
 from __future__ import annotations
 
@@ -65,6 +65,11 @@ class DetectionSection(Section):
             raise ValueError(f"detection.max_size: {self.max_size} is below the short side {self.min_size[-1]}")
         return self
 
+    @property
+    def sides(self) -> tuple[int, int]:
+        """The largest short side and the bound of the long side: the size at which images are read."""
+        return self.min_size[-1], self.max_size
+
 
 class TransferOptimSection(Section):
     """SGD with a linear warm-up and steps down by 10 (detectron2's 1x at batch 16)."""
@@ -130,7 +135,7 @@ class TransferConfig(Section):
     load: tuple[Group, ...] = Field(GROUPS, min_length=1)
     """Which parts are loaded from the weights; the others stay fresh."""
     norm: Literal["bn", "sync_bn", "frozen_bn", "gn"] = "bn"
-    """The batch norms: `bn` trains them, `sync_bn` over all processes' images too (method.md; on one process the same),
+    """The batch norms: `bn` trains them, `sync_bn` over all processes' images too (on one process the same),
     `frozen_bn` keeps the backbone's as loaded and trains those of FPN and box head, `gn` puts GroupNorm in the place
     of all of them. Weights learnt with BN do not fit GN: `gn` goes with weights=none or a detector trained with it."""
     freeze: tuple[Group, ...] = ()

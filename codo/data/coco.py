@@ -114,6 +114,22 @@ def find_splits(root: Path) -> CocoSplits:
     )
 
 
+def find_split(root: Path, split: str) -> tuple[Path, Path] | None:
+    """Find the annotations of a data set's `train` or `val` split and the folder of their images; None without it.
+
+    Of several years the newest that has both splits is taken, as by `find_splits`, or else the newest.
+
+    Raises:
+        CodoError: no folder `root`, or none of the images.
+    """
+    jsons = _split_jsons(root, split)
+    if not jsons:
+        return None
+    other = _split_jsons(root, {"train": "val", "val": "train"}[split])
+    year = next((year for year in jsons if year in other), next(iter(jsons)))
+    return jsons[year], _image_folder(root, split, year)
+
+
 def background_paths(root: Path) -> ImageFiles:
     """List the background images of `root`: a COCO-format set's training images, or a plain folder's images.
 
@@ -130,20 +146,17 @@ def background_paths(root: Path) -> ImageFiles:
 def split_paths(root: Path, split: str) -> ImageFiles:
     """List the images of a COCO-format set's `train` or `val` split; none where it has no such split.
 
-    Of several years the newest that has both splits is taken, as by `find_splits`, or else the newest.
+    Of several years as by `find_split`.
 
     Raises:
         CodoError: no folder `root`, or a JSON that cannot be used.
     """
-    root = Path(root)
-    jsons = _split_jsons(root, split)
-    if not jsons:
+    found = find_split(Path(root), split)
+    if found is None:
         return ImageFiles.of([])
-    other = _split_jsons(root, {"train": "val", "val": "train"}[split])
-    year = next((year for year in jsons if year in other), next(iter(jsons)))
-    json_path = jsons[year]
+    json_path, folder = found
     content = read_json(json_path, images_alone=True)
-    images, _ = _images(entries_of(content, "images", json_path), json_path, _image_folder(root, split, year))
+    images, _ = _images(entries_of(content, "images", json_path), json_path, folder)
     return ImageFiles.of([image.path for image in images])
 
 

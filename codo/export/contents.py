@@ -81,9 +81,10 @@ class Contents:
         return any(name.startswith("backbone.fpn.") for name in self.state)
 
     @property
-    def stage_channels(self) -> int:
-        """Channels of a ResNet's C5; those of C2-C4 are an eighth, a quarter and a half."""
-        return 512 if self.architecture.backbone in ("resnet18", "resnet34") else 2048
+    def stage_channels(self) -> list[int]:
+        """Channels of a ResNet's C2-C5."""
+        last = 512 if self.architecture.backbone in ("resnet18", "resnet34") else 2048
+        return [last // 8, last // 4, last // 2, last]
 
     @property
     def lacking(self) -> list[str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from codo.errors import CodoError
 from codo.export.contents import Contents
-from codo.runs.checkpoint import save_torch
+from codo.runs.checkpoint import save_checkpoint
 from codo.weights import keys
 
 SUFFIXES = (".pth",)
@@ -28,7 +28,7 @@ def names(contents: Contents) -> dict[str, str]:
 def write(path: Path, tensors: dict[str, Tensor], contents: Contents) -> list[str]:
     """Write `{"state_dict", "meta"}`."""
     meta = {"codo_version": contents.version, "codo_run": contents.fingerprint}
-    save_torch(path, {"state_dict": OrderedDict(tensors), "meta": meta})
+    save_checkpoint(path, {"state_dict": OrderedDict(tensors), "meta": meta})
     return []
 
 
@@ -39,7 +39,6 @@ def usage(path: Path, contents: Contents) -> str:
     kind, form = "ResNet", ""
     if resnet.groups != 1:
         kind, form = "ResNeXt", f"groups={resnet.groups}, base_width={resnet.width}, "
-    channels = [contents.stage_channels // n for n in (8, 4, 2, 1)]
     file = json.dumps(str(path))
     head = "Shared4Conv1FCBBoxHead" if a.box_head_convs == 4 else "ConvFCBBoxHead"
     counts = "" if a.box_head_convs == 4 else f" num_shared_convs={a.box_head_convs}, num_shared_fcs=1,"
@@ -53,7 +52,7 @@ model = dict(
         type="{kind}", depth={resnet.depth}, {form}style="pytorch", frozen_stages=-1,
         norm_cfg=norm_cfg, norm_eval=False, init_cfg=None,
     ),
-    neck=dict(in_channels={channels}, out_channels={a.fpn_channels}, norm_cfg=norm_cfg),
+    neck=dict(in_channels={contents.stage_channels}, out_channels={a.fpn_channels}, norm_cfg=norm_cfg),
     rpn_head=dict(in_channels={a.fpn_channels}, feat_channels={a.fpn_channels}),
     roi_head=dict(
         bbox_roi_extractor=dict(

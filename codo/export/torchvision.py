@@ -12,7 +12,7 @@ from codo.augment import IMAGENET_MEAN, IMAGENET_STD
 from codo.config.sections import ArchitectureSection
 from codo.config.transfer import DetectionSection
 from codo.export.contents import Contents
-from codo.runs.checkpoint import save_torch
+from codo.runs.checkpoint import save_checkpoint
 from codo.weights import keys
 
 SUFFIXES = (".pth", ".pt")
@@ -45,7 +45,7 @@ def write(path: Path, tensors: dict[str, Tensor], contents: Contents) -> list[st
                 versions[parent] = {"version": 2}
         versions[module] = {"version": 2 if is_norm else 1}
     state._metadata = versions  # type: ignore[attr-defined]
-    save_torch(path, state)
+    save_checkpoint(path, state)
     return []
 
 
@@ -95,7 +95,6 @@ def _spelt_out(contents: Contents, mask: bool, classes: int, given: list[str]) -
     """Spell out what torchvision has no function for: other ResNets and widths."""
     a = contents.architecture
     kind, width = "MaskRCNN" if mask else "FasterRCNN", a.fpn_channels
-    channels = [contents.stage_channels // n for n in (8, 4, 2, 1)]
     imports = ""
     arguments = [
         "backbone",
@@ -121,7 +120,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCN
 
 classes = {classes}  # with the background
 stages = {{"layer1": "0", "layer2": "1", "layer3": "2", "layer4": "3"}}
-channels = {channels}
+channels = {contents.stage_channels}
 backbone = BackboneWithFPN({a.backbone}(), stages, channels, {width}, norm_layer=nn.BatchNorm2d)
 convs = [{a.box_head_channels}] * {a.box_head_convs}
 box_head = FastRCNNConvFCHead(({width}, 7, 7), convs, [{a.box_head_fc}], norm_layer=nn.BatchNorm2d)

@@ -47,6 +47,12 @@ class Embeddings(NamedTuple):
         """Take the samples `rows` `(B,)`, in that order."""
         return Embeddings(*(None if e is None else e.index_select(-2, rows) for e in self))
 
+    def leaves(self) -> Embeddings:
+        """Cut them off from what computed them, to take the gradients of the losses."""
+        return Embeddings(
+            *(e if e is None or name in _GIVEN else e.detach().requires_grad_() for name, e in self._asdict().items())
+        )
+
     @staticmethod
     def concatenate(parts: list[Embeddings]) -> Embeddings:
         """Join the samples of several."""
@@ -55,7 +61,7 @@ class Embeddings(NamedTuple):
         )
 
 
-GIVEN = ("dense_features", "boxes", "exact_boxes", "sources")
+_GIVEN = ("dense_features", "boxes", "exact_boxes", "sources")
 """What of Embeddings takes no gradient."""
 
 EMBEDS: tuple[str, ...] = ("image", "instance", "level", "dense", "offsets", "stage", "cell")

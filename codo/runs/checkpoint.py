@@ -13,23 +13,14 @@ from codo.runs.files import atomic_path
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors, numbers, strings, containers of them) atomically.
+    """Write `state` (tensors, numbers, strings, containers of them) as torch does, but atomically.
 
     Raises:
-        CodoError: the file cannot be written, e.g. because the disk is full; an older checkpoint stays.
-    """
-    save_torch(path, state)
-
-
-def save_torch(path: Path, value: Any) -> None:
-    """Write torch's file of `value`, atomically.
-
-    Raises:
-        CodoError: it cannot be written, e.g. because the disk is full; an older one stays.
+        CodoError: the file cannot be written, e.g. because the disk is full; an older one stays.
     """
     with atomic_path(path) as temporary:
         try:
-            torch.save(value, temporary)
+            torch.save(state, temporary)
         except RuntimeError as error:  # torch's zip writer reports a full disk this way
             raise OSError(str(error).splitlines()[0]) from error
 

@@ -8,12 +8,13 @@ import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from codo.config.sections import RunSection
 from codo.errors import CodoError
+from codo.runs.interrupt import ignore_stop_signals
 from codo.runs.world import World
 
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -82,6 +83,17 @@ class Hardware:
         """
         return min(4, max(1, 16 // self.workers)) if self.workers else None
 
+    def loader_options(self) -> dict[str, Any]:
+        """Collect the arguments that all data loaders have in common."""
+        return {
+            "num_workers": self.workers,
+            "prefetch_factor": self.prefetch_factor,
+            "pin_memory": self.device.type == "cuda",
+            "worker_init_fn": _quiet_worker,
+            # A loader draws a seed for its workers from a generator, by default the global one; nobody uses that seed.
+            "generator": torch.Generator(),
+        }
+
     def apply(self) -> None:
         """Set the number of torch threads of this process."""
         torch.set_num_threads(self.threads)
@@ -95,6 +107,11 @@ class Hardware:
         """Say it in one line."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
         return f"{name}, {self.precision}, {self.threads} threads, {self.workers} loader workers"
+
+
+def _quiet_worker(worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM to the training process, which finishes its step."""
+    ignore_stop_signals()
 
 
 def keep_freed_memory() -> None:

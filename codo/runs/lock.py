@@ -81,7 +81,6 @@ class Held(CodoError):
             {"host": "unknown", "pid": "unknown", "since": "unknown", **holder}
         )
         super().__init__(f"{folder} is in use ({who}); wait for it, or name another folder")
-        self.who = who
 
 
 class NoLocks(CodoError):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from codo.errors import CodoError
 from codo.runs.console import hush
@@ -115,7 +117,30 @@ class World:
         parts[self.rank] = _ScaleGradient.apply(tensor, self.size)
         return torch.cat(parts, dim)
 
-    def average_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
+    def wrapped(self, module: nn.Module, device: torch.device, *, all_used: bool = True) -> nn.Module:
+        """Wrap a module in DDP where there are several processes; each keeps the statistics of its own batch norms.
+
+        Args:
+            module: on `device`.
+            device: of this process.
+            all_used: whether every parameter surely takes part in the loss.
+        """
+        if self.size == 1:
+            return module
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers; its successor is too new
+            return DistributedDataParallel(
+                module,
+                device_ids=[device] if device.type == "cuda" else None,
+                broadcast_buffers=False,
+                find_unused_parameters=not all_used,
+            )
+
+    def synchronised(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
+        """Let DDP exchange the gradients of what `wrapped` gave in the last backward pass of a step alone."""
+        return module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext()
+
+    def average_gradients(self, parameters: list[nn.Parameter]) -> None:
         """Average the gradients of parameters that DDP does not hold."""
         if self.size == 1:
             return

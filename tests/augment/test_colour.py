@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torchvision.models import ResNet50_Weights
 from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2 import functional as TF
 
 from codo.augment import ColourJitter, ColourParameters, finish_views
 from codo.augment.colour import BRIGHTNESS, CONTRAST, SATURATION
@@ -156,11 +158,11 @@ def of_rows(parameters: ColourParameters, rows: list[int]) -> ColourParameters:
 
 def test_a_processor_and_a_gpu_compute_the_same(drawn):
     views, colour = drawn
-    one_by_one, all_at_once = finish_views(views, colour), _finish_all(views, colour, _colour_all(views, colour))
+    one_by_one, all_at_once = finish_views(views, colour), _finish_all(colour, _colour_all(views, colour))
     # The kernel ends after three sigmas on a processor: on an edge from black to white that is .3 of 255 levels.
     assert (in_unit_range(one_by_one) - in_unit_range(all_at_once)).abs().max() < 0.3 / 255
     sharp = colour._replace(sigma=torch.zeros(12))
-    assert torch.allclose(finish_views(views, sharp), _finish_all(views, sharp, _colour_all(views, sharp)), atol=1e-5)
+    assert torch.allclose(finish_views(views, sharp), _finish_all(sharp, _colour_all(views, sharp)), atol=1e-5)
 
 
 @pytest.mark.parametrize("exact", [False, True])
@@ -198,3 +200,31 @@ def test_exact_colour_is_torchvisions_clamps_and_all(drawn):
     assert torch.allclose(ours, torch.stack(expected), atol=1e-4)
     assert ours.is_contiguous(memory_format=torch.channels_last)
     assert (ours - finish_views(views, colour)).abs().mean() > 0.02  # what the affine map leaves out is not nothing
+
+
+def test_grey_is_luma(view):
+    out = in_unit_range(finish_views(view, parameters((1.1, 1.0, 1.0, 0.0), grey=True)))[0]
+    base = TF.adjust_brightness(view[0].permute(2, 0, 1).float() / 255, 1.1)
+    assert torch.allclose(out, TF.rgb_to_grayscale(base, 3), atol=2e-3)
+
+
+def test_the_normalisation_is_imagenets():
+    theirs = ResNet50_Weights.IMAGENET1K_V1.transforms()
+    assert (list(IMAGENET_MEAN), list(IMAGENET_STD)) == (theirs.mean, theirs.std)
+
+
+def test_each_strength_bounds_its_own_factor_on_both_sides():
+    jitter = ColourJitter(brightness=0.1, contrast=0.2, saturation=0.3, hue=0.05, p=1, blur_p=1, blur_sigma=(3.0, 4.0))
+    drawn = jitter.draw([np.random.default_rng(i) for i in range(3000)])
+    assert drawn.factors.amin(0).tolist() == pytest.approx([0.9, 0.8, 0.7, -0.05], abs=2e-3)
+    assert drawn.factors.amax(0).tolist() == pytest.approx([1.1, 1.2, 1.3, 0.05], abs=2e-3)
+    assert (drawn.sigma.min(), drawn.sigma.max()) == pytest.approx((3, 4), abs=0.01)
+
+
+def test_what_is_drawn_is_independent():
+    drawn = ColourJitter(p=0.5).draw([np.random.default_rng(i) for i in range(4000)])
+    changed = (drawn.factors != torch.tensor([1.0, 1.0, 1.0, 0.0])).any(1)
+    switches = np.corrcoef(torch.stack([changed, drawn.grey, drawn.sigma > 0, drawn.flip]).float().numpy())
+    factors = np.corrcoef(drawn.factors[changed].T.numpy())
+    for found in (switches, factors):
+        assert np.abs(found - np.eye(4)).max() < 0.1

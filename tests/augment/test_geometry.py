@@ -1,11 +1,24 @@
-"""Crop, paste and jitter against the distributions of method.md, sections 1 and 6."""
+"""Crop, paste and jitter against the distributions that InsLoc's rules and SoCo's jitter give."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from torchvision.ops import nms
 
-from codo.augment import AnchorJitter, NoJitter, RatioJitter, box_iou, paste, patch_size, random_crop
+from codo.augment import (
+    AnchorJitter,
+    ColourJitter,
+    CropView,
+    NoJitter,
+    RatioJitter,
+    ViewSampler,
+    box_iou,
+    paste,
+    patch_size,
+    random_crop,
+)
 
 CANVAS = 256
 COUNT = 3000
@@ -25,7 +38,7 @@ def boxes() -> np.ndarray:
     return np.array(found, np.float32)
 
 
-def test_patches_have_the_sizes_of_method_md(boxes):
+def test_patches_have_inslocs_sizes(boxes):
     sides = boxes[:, 2:] - boxes[:, :2]
     side, aspect = np.sqrt(sides.prod(1)), sides[:, 0] / sides[:, 1]
     assert np.median(side) == pytest.approx(170, abs=4)
@@ -94,7 +107,7 @@ def statistics(jitter, boxes):
     ("ratio", "iou", "background"), [(0.05, 0.90, 0.05), (0.10, 0.81, 0.095), (0.15, 0.74, 0.13), (0.20, 0.68, 0.16)]
 )
 def test_ratio_jitter_matches_the_calibration(boxes, ratio, iou, background):
-    # The table of method.md was simulated without the redraw below an IoU of .5; so is this.
+    # The expected figures were simulated without the redraw below an IoU of .5; so is this.
     mean, share, leaving, _ = statistics(RatioJitter(ratio, min_iou=0), boxes)
     assert mean == pytest.approx(iou, abs=0.012)
     assert share == pytest.approx(background, abs=0.012)
@@ -157,3 +170,57 @@ def test_iou():
     a = np.array([[0, 0, 10, 10], [20, 20, 30, 30]], np.float32)
     b = np.array([[5, 0, 15, 10]], np.float32)
     assert box_iou(a, b)[:, 0] == pytest.approx([50 / 150, 0])
+
+
+def test_crops_lie_anywhere_and_have_the_aspect_asked_for():
+    rng = np.random.default_rng(1)
+    crops = np.array([random_crop(rng, 400, 300, (0.2, 0.3), (1.5, 2.0)) for _ in range(2000)])
+    width, height = crops[:, 2] - crops[:, 0], crops[:, 3] - crops[:, 1]
+    assert (width / height).min() > 1.45
+    assert (width / height).max() < 2.05
+    for at, room in ((crops[:, 0], 400 - width), (crops[:, 1], 300 - height)):
+        share = at / room
+        assert (share.min(), share.mean(), share.max()) == pytest.approx((0, 0.5, 1), abs=0.03)
+
+
+def test_a_crop_may_be_as_wide_as_its_image():
+    rng = np.random.default_rng(0)
+    tops = {random_crop(rng, 100, 200, (0.5, 0.5), (1.0, 1.0)) for _ in range(50)}
+    assert {(x0, x1, y1 - y0) for x0, y0, x1, y1 in tops} == {(0, 100, 100)}
+    assert len(tops) > 10  # drawn, not the fallback
+
+
+def test_crop_falls_back_to_the_centre_of_a_tall_image_too():
+    assert random_crop(np.random.default_rng(0), 10, 1000, (0.9, 1.0), (0.5, 2.0)) == (0, 490, 10, 510)
+
+
+def test_the_four_draws_of_a_ratio_jitter_are_uniform_and_independent():
+    rng, box = np.random.default_rng(0), np.array([100, 300, 300, 400], np.float32)
+    drawn = np.array([RatioJitter(0.15, min_iou=0)(rng, box, 1000) for _ in range(3000)])
+    (left, top), (right, bottom) = drawn[:, :2].T, drawn[:, 2:].T
+    shares = np.stack([(left - 100) / 200, (top - 300) / 100, (right - left) / 200 - 1, (bottom - top) / 100 - 1])
+    assert shares.min(1) == pytest.approx([-0.15] * 4, abs=0.002)
+    assert shares.max(1) == pytest.approx([0.15] * 4, abs=0.002)
+    assert shares.mean(1) == pytest.approx([0] * 4, abs=0.01)
+    assert np.abs(np.corrcoef(shares) - np.eye(4)).max() < 0.1
+
+
+def test_anchor_jitter_is_torchvisions_nms_of_random_scores():
+    box, anchors = np.array([60, 50, 200, 180], np.float32), AnchorJitter.anchors(256)
+    near = anchors[box_iou(anchors, box[None])[:, 0] > 0.5]
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        order = near[rng.permutation(len(near))]
+        kept = nms(torch.from_numpy(order), torch.arange(len(order), 0, -1.0), 0.7)
+        assert len(kept) < len(near)
+        expected = order[int(kept[int(rng.integers(len(kept)))])]
+        assert (AnchorJitter()(np.random.default_rng(seed), box, 256) == expected).all()
+
+
+def test_the_box_of_an_augmenter_is_the_one_that_counts():
+    def shrink(rng, image, box, foregrounds):
+        return image, np.array([10, 20, 30, 50], np.float32)
+
+    sampler = ViewSampler(CropView(64), 1, NoJitter(), ColourJitter(flip_p=0), [shrink])
+    views = sampler(np.zeros((90, 80, 3), np.uint8), lambda n: np.random.default_rng(n).spawn(2))
+    assert views.exact_boxes.tolist() == views.boxes.tolist() == [[10, 20, 30, 50]] * 2

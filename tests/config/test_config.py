@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 
 from codo.config import PRETRAIN_PRESETS, PretrainConfig, dump_yaml, fingerprint
 from codo.config import load_pretrain_config as load
 from codo.config.explain import default_sources, diff, explain_preset
 from codo.config.load import differences, read_yaml
 from codo.errors import CodoError
+from tests.parts import leaves, run_of
 
 
 def test_precedence_is_preset_file_flags_set(tmp_path):
@@ -155,15 +155,6 @@ def test_config_imports_no_torch():
 
 
 ROOT = Path(__file__).parents[2]
-
-
-def leaves(kind: type[BaseModel], prefix: str = "") -> list[str]:
-    names = []
-    for name, field in kind.model_fields.items():
-        nested = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        names += leaves(field.annotation, f"{prefix}{name}.") if nested else [prefix + name]
-    return names
-
 
 CHANGED = {
     "seed": 5,
@@ -324,12 +315,8 @@ def test_insloc_differs_from_codo_in_what_the_method_says(tmp_path):
 
 @pytest.mark.parametrize("field", CHANGED)
 def test_no_field_is_dead(tiny, field):
-    from codo.jobs.pretrain.build import build_dataset, find_sources
-    from codo.jobs.pretrain.training import Run
-
     def curve(**fields):
-        config = tiny(**{"optim.lr": 0.3, **fields})
-        run = Run(config, build_dataset(config, find_sources(config)))
+        run = run_of(tiny(**{"optim.lr": 0.3, **fields}))
         batches = run.batches(3)
         return [run.advance(next(batches)).loss for _ in range(3)]
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-import resource
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -165,18 +162,7 @@ def test_pickles_ship_no_pixels(folder: Path) -> None:
         pickle.loads(shipped)[0]
 
 
-@contextmanager
-def full_disk(limit: int) -> Iterator[None]:
-    """Let every write past `limit` bytes of a file fail, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_full_disk_is_an_error_or_a_note_and_leaves_nothing(folder: Path) -> None:
+def test_a_full_disk_is_an_error_or_a_note_and_leaves_nothing(folder: Path, full_disk: Any) -> None:
     with full_disk(50_000):
         with pytest.raises(CodoError, match=r"cannot write .*\.pool: File too large"):
             build(folder, square=128, cache="disk")

@@ -6,7 +6,6 @@ import json
 import pickle
 import pickletools
 import re
-import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -411,14 +410,13 @@ def test_other_backbones_have_no_names_there(format: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(format: str, run: Path, tmp_path: Path) -> None:
-    out, (soft, hard) = tmp_path / f"out{ENDINGS[format]}", resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
-        with pytest.raises(CodoError, match=rf"^cannot write {out}.*; free some space or choose another folder$"):
-            export_run(run, format, out)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
+    format: str, run: Path, tmp_path: Path, full_disk: Any
+) -> None:
+    out = tmp_path / f"out{ENDINGS[format]}"
+    message = rf"^cannot write {out}.*; free some space or choose another folder$"
+    with full_disk(100_000), pytest.raises(CodoError, match=message):
+        export_run(run, format, out)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 

@@ -87,3 +87,10 @@ def test_projector_equals_its_formula():
     hidden = (x @ first.weight.T + first.bias).clamp(min=0)
     out = hidden @ second.weight.T + second.bias
     assert torch.allclose(projector(x), out, atol=1e-6)  # the losses normalise
+
+
+def test_levels_are_torchvisions_to_its_epsilon():
+    sides = torch.tensor([111.99999, 223.9999, 447.9999, 223.99, 224.0, 10.0, 9000.0])
+    boxes = torch.stack([torch.zeros(7), torch.zeros(7), sides, sides], 1)
+    assert torch.equal(assign_levels(boxes), LevelMapper(2, 5)([boxes]) + 2)
+    assert assign_levels(boxes).tolist() == [3, 4, 5, 3, 4, 2, 5]

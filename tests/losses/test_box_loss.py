@@ -9,14 +9,11 @@ from torchvision.models.detection._utils import BoxCoder
 
 from codo.backbones import Backbone
 from codo.errors import CodoError
-from codo.jobs.pretrain.build import build_dataset, find_sources
-from codo.jobs.pretrain.training import Run
+from codo.heads import assign_levels
 from codo.losses import BoxLoss, Embeddings, box_offsets
 from codo.model import build_encoder
-
-
-def run_of(config):
-    return Run(config, build_dataset(config, find_sources(config)))
+from tests.model.test_model import build
+from tests.parts import run_of
 
 
 def boxes_of(seed, *shape):
@@ -101,3 +98,28 @@ def test_sub_batches_and_mosaics_give_the_same_kind_of_loss(tiny):
 def test_without_a_jittered_patch_there_is_nothing_to_find(tiny, fields):
     with pytest.raises(CodoError, match=r"loss\.box: needs"):
         tiny(**{"loss.box": 1.0}, **fields)
+
+
+def test_the_boxes_named_are_the_boxes_pooled():
+    """Each level its own box, all different: also of the assigned level and of chosen ones."""
+    sizes = torch.tensor([20.0, 30, 45, 60])[:, None].expand(4, 2)  # canonical 56: P2, P3, P3, P4, by P5's box alone
+    boxes = torch.stack(
+        [torch.cat([torch.full((4, 2), float(k)), torch.full((4, 2), 33.0 + 2 * k)], 1) for k in range(3)]
+    )
+    boxes = torch.cat([boxes, torch.cat([torch.full((4, 2), 3.0), 3 + sizes], 1)[None]])
+    image = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    rows = assign_levels(boxes[-1], 56.0) - 2
+    assert rows.tolist() == [0, 1, 1, 2]
+    own = boxes[rows, torch.arange(4)]
+    with torch.no_grad():
+        encoder = build(embeds=("level", "instance", "offsets"), levels=(3, 5)).eval()
+        found = encoder(image, boxes)
+        assert torch.equal(found.boxes, torch.stack([boxes[1], boxes[3], own]))
+        # What the offsets are of: pooled by hand from those boxes.
+        pyramid = list(encoder.backbone.pyramid(encoder.backbone.stages(image)).values())
+        by_hand = torch.cat(
+            [encoder.pool(pyramid[r][i : i + 1], own[i : i + 1], 2 ** (int(r) + 2)) for i, r in enumerate(rows)]
+        )
+        features = encoder.box_head(by_hand)
+        assert torch.allclose(found.offsets[2], encoder.offsets(features), atol=1e-5)
+        assert torch.allclose(found.instance, encoder.projector(features), atol=1e-5)

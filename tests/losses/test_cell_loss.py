@@ -13,17 +13,13 @@ from codo.augment import CropView, PasteView, ViewSampler
 from codo.backbones import Backbone
 from codo.config import load_pretrain_config
 from codo.errors import CodoError
-from codo.jobs.pretrain.build import build_dataset, find_sources
-from codo.jobs.pretrain.training import Run
 from codo.losses import CellLoss, Embeddings
 from codo.losses.cell import cell_overlaps, shown
 from codo.model import build_encoder
+from tests.model.test_model import build
+from tests.parts import run_of
 
 SIDE = 64
-
-
-def run_of(config):
-    return Run(config, build_dataset(config, find_sources(config)))
 
 
 def rectangles(seed: int, *shape: int) -> torch.Tensor:
@@ -93,8 +89,9 @@ def test_sources_say_where_in_the_foreground_each_pixel_of_a_patch_is_from(kind)
     assert flipped == {False, True}
 
 
-def test_the_loss_is_a_soft_cross_entropy_over_own_cells_and_those_in_the_same_place_of_others():
-    levels, batch, side, width, t = 2, 3, 2, 5, 0.2
+@pytest.mark.parametrize("t", [0.2, 0.5])
+def test_the_loss_is_a_soft_cross_entropy_over_own_cells_and_those_in_the_same_place_of_others(t):
+    levels, batch, side, width = 2, 3, 2, 5
     rng = torch.Generator().manual_seed(4)
     q, k = (torch.randn(levels * side**2, batch, width, generator=rng) for _ in range(2))
     boxes, exact = rectangles(0, levels, batch), rectangles(7, 1, batch)
@@ -206,3 +203,26 @@ def test_what_it_cannot_be_used_with_is_refused(tiny):
             embeds=("level", "cell"),
             make_box_head=lambda channels, fc: nn.Linear(channels, fc),
         )
+
+
+def test_cells_lie_row_after_row_of_the_box():
+    """A change at the upper RIGHT of a box moves the cells there, not those at the lower left."""
+    encoder = build(embeds=("level", "cell"), levels=(2,)).eval()
+    image, box = (
+        torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([8.0, 8, 56, 56]).expand(4, 2, 4),
+    )
+    changed = image.clone()
+    changed[0, :, 8:14, 50:56] += 5
+    with torch.no_grad():
+        moved = (encoder(changed, box).cell - encoder(image, box).cell).norm(dim=2)[:, 0].view(7, 7)
+    assert float(moved[:2, 5:].mean()) > 2 * float(moved[5:, :2].mean())
+
+
+def test_cells_come_box_after_box():
+    boxes = torch.stack([rectangles(i, 4) for i in range(4)])
+    image = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    every, one = build(embeds=("level", "cell")).eval(), build(embeds=("level", "cell"), levels=(4,)).eval()
+    one.load_state_dict(every.state_dict())
+    with torch.no_grad():
+        assert torch.allclose(every(image, boxes).cell[98:147], one(image, boxes).cell, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Each loss against a few lines of NumPy, and InfoNCE against its closed form (method.md, invariant 3)."""
+"""Each loss against a few lines of NumPy, and InfoNCE against its closed form."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from codo.heads import MLPProjector
 from codo.losses import (
@@ -217,3 +218,81 @@ def test_embeddings_take_and_concatenate_over_samples():
     assert torch.equal(back.image, e.image)
     assert torch.equal(back.level, e.level)
     assert back.instance is None
+
+
+def test_queue_accuracy_asks_for_more_than_every_key_of_the_queue():
+    q, k = torch.eye(4)[:1], F.normalize(torch.tensor([[1.0, 0, 0, 1]]), dim=1)  # cosine .71
+    stale = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]])  # 1, 0, 0: the mean is below .71
+    assert float(info_nce(q, k, stale).queue_accuracy) == 0
+
+
+def test_the_accuracies_of_a_sum_are_means_each_of_its_own():
+    terms = [Contrast(torch.tensor(1.0), torch.tensor(q), torch.tensor(b)) for q, b in ((0.2, 0.9), (0.4, 0.5))]
+    total = Contrast.sum(terms, (3.0, 1.0))
+    assert (float(total.queue_accuracy), float(total.batch_accuracy)) == pytest.approx((0.3, 0.7))
+
+
+@pytest.mark.parametrize("negatives", ["queue", "batch", "both"])
+def test_the_temperature_given_is_the_one_used(negatives):
+    q, k, queue = unit(5, 8), unit(5, 8, seed=1), unit(7, 8, seed=2)
+    loss = ImageLoss([filled(queue)], temperature=0.5, negatives=negatives)
+    found = loss(Embeddings(image=q), Embeddings(image=k)).loss
+    assert float(found) == pytest.approx(numpy_info_nce(q, k, queue, negatives, 0.5), rel=1e-5)
+
+
+@pytest.mark.parametrize("negatives", ["queue", "batch", "both"])
+def test_dense_loss_takes_any_temperature_and_any_lengths(negatives):
+    cells, batch = 4, 3
+    q, k, queue = unit(cells, batch, 8), unit(cells, batch, 8, seed=1), unit(7, 8, seed=4)
+    fq, fk = unit(cells, batch, 5, seed=2), unit(cells, batch, 5, seed=3)
+    length = [0.1 + 3 * torch.rand(cells, batch, 1, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    key = Embeddings(dense=k * length[1], dense_features=fk * length[3])
+    loss = DenseLoss(filled(queue), negatives=negatives, temperature=0.5)
+    query = (q * length[0]).requires_grad_()
+    found = loss(Embeddings(dense=query, dense_features=fq * length[2]), key).loss
+    # The same in plain torch, cell by cell; its gradient too (it comes from positives and negatives).
+    twin = (q * length[0]).requires_grad_()
+    pooled, terms = F.normalize((k * length[1]).mean(0), dim=1), []
+    for b in range(batch):
+        for g in range(cells):
+            one = F.normalize(twin[g, b], dim=0)
+            logits = [one @ k[int((fk[:, b] @ fq[g, b]).argmax()), b]]
+            logits += [one @ row for row in queue] if negatives != "batch" else []
+            logits += [one @ pooled[o] for o in range(batch) if o != b] if negatives != "queue" else []
+            logits = torch.stack(logits) / 0.5
+            terms.append(logits.logsumexp(0) - logits[0])
+    expected = torch.stack(terms).mean()
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    for value in (found, expected):
+        value.backward()
+    assert torch.allclose(query.grad, twin.grad, atol=1e-6)
+    loss.update(key)
+    assert torch.allclose(loss.queue.keys[:batch], pooled, atol=1e-6)
+
+
+@pytest.mark.parametrize("negatives", ["queue", "batch", "both"])
+def test_the_gradient_of_info_nce_is_that_of_its_formula(negatives):
+    k, queue = unit(4, 8, seed=1), unit(6, 8, seed=2)
+    q, twin = unit(4, 8).requires_grad_(), unit(4, 8).requires_grad_()
+    info_nce(q, k, queue, negatives=negatives).loss.backward()
+    among = F.normalize(twin, dim=1) @ k.T
+    columns = [among.diagonal()[:, None]]
+    columns += [F.normalize(twin, dim=1) @ queue.T] if negatives != "batch" else []
+    columns += [among[~torch.eye(4, dtype=torch.bool)].view(4, 3)] if negatives != "queue" else []
+    logits = torch.cat(columns, 1) / 0.2
+    (logits.logsumexp(1) - logits[:, 0]).mean().backward()
+    assert torch.allclose(q.grad, twin.grad, atol=1e-6)
+
+
+def test_cosine_loss_does_not_mind_the_length_of_the_key():
+    q, k, loss = unit(6, 8), unit(6, 8, seed=1), CosineLoss("image", nn.Identity())
+    longer = k * torch.arange(1.0, 7)[:, None]
+    same = [float(loss(Embeddings(image=q), Embeddings(image=e)).loss) for e in (k, longer)]
+    assert same[0] == pytest.approx(same[1], rel=1e-6)
+
+
+def test_cosine_accuracy_looks_for_the_key_of_a_query_and_not_for_the_query_of_a_key():
+    eye = torch.eye(3)
+    q = torch.stack([eye[0], eye[0] + 0.5 * eye[1], eye[2]])  # the second is nearer to the first key
+    found = CosineLoss("image", nn.Identity())(Embeddings(image=q), Embeddings(image=eye)).batch_accuracy
+    assert float(found) == pytest.approx(2 / 3)

@@ -199,3 +199,32 @@ def test_boxes_that_change_nothing_and_boxes_that_change_in_proportion():
 def test_too_few_are_refused(call):
     with pytest.raises(ValueError, match="at least 2"):
         call()
+
+
+def test_the_variance_does_not_mind_lengths_and_noise_has_the_chance_ratio():
+    rows = noise(7, 4, 5)
+    scaled = rows * (0.1 + 3 * torch.rand(7, 4, 1, generator=torch.Generator().manual_seed(1)))
+    assert variance_shares(scaled) == pytest.approx(variance_shares(rows))
+    within, between = np.array(
+        [[1 - v.instance, v.instance] for i in range(300) for v in [variance_shares(noise(5, 3, 64, seed=i))]]
+    ).mean(0)
+    assert within / between == pytest.approx(chance_ratio(5, 3), rel=0.05)
+    assert chance_ratio(5, 3) == 2.5
+
+
+def test_knn_over_more_images_than_it_takes_at_once():
+    rows, labels = noise(1100, 6), torch.arange(1100) % 3
+    rows += 0.8 * torch.eye(6)[labels]
+    e = unit(rows)
+    cosine = e @ e.T
+    np.fill_diagonal(cosine, -np.inf)
+    nearest = np.argsort(-cosine, 1)[:, :5]
+    weight = np.exp(np.take_along_axis(cosine, nearest, 1) / 0.07)
+    votes = np.stack([(weight * (labels.numpy()[nearest] == c)).sum(1) for c in range(3)], 1)
+    assert knn_accuracy(rows, labels, 5) == pytest.approx((votes.argmax(1) == labels.numpy()).mean())
+
+
+def test_the_curve_ends_with_boxes_that_fit():
+    exact = torch.eye(3)
+    found = box_sensitivity(exact, exact[:, None].expand(3, 2, 3), torch.tensor([[0.0, 1.0]] * 3))
+    assert [(low, high, boxes) for low, high, _, boxes in found.curve] == [(0.0, 0.1, 3), (0.9, 1.0, 3)]

@@ -1,4 +1,4 @@
-"""Encoders and the momentum encoder: method.md, section 2 and invariants 5 and 7."""
+"""Encoders and the momentum encoder: what is embedded, where gradients go, in what company keys pass BN."""
 
 from __future__ import annotations
 
@@ -232,3 +232,33 @@ def test_one_group_leaves_the_order_alone():
     tags = torch.arange(4.0)
     spy(tags[:, None, None, None].expand(4, 1, 1, 2), tags[None, :, None].expand(4, 4, 4), torch.Generator())
     assert spy.encoder.norm.seen == [tags.tolist()]
+
+
+VIEWS = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def test_dense_features_have_no_gradient():
+    assert not build(False, ("dense",)).train()(VIEWS, BOXES).dense_features.requires_grad
+
+
+def test_without_alignment_levels_are_the_means_of_the_stages():
+    encoder = build(False, ("level", "image")).eval()
+    with torch.no_grad():
+        out, stages = encoder(VIEWS, BOXES), encoder.backbone.stages(VIEWS)
+        for row, k in enumerate("2345"):
+            expected = encoder.stage_projectors[k](stages[row].mean((2, 3)))
+            assert torch.allclose(out.level[row], expected, atol=1e-6)
+        assert torch.allclose(out.image, encoder.canvas.image(stages[-1].mean((2, 3))), atol=1e-6)
+
+
+def test_keys_pass_bn_in_as_many_groups_as_queries_in_an_order_of_the_generator():
+    tags = torch.arange(8.0)
+    shown, boxes = tags[:, None, None, None].expand(8, 1, 1, 2), tags[None, :, None].expand(4, 8, 4)
+    seen = []
+    for state in (0, 1):
+        torch.manual_seed(state)
+        keys = MomentumEncoder(Spy(), 0.9, 2)
+        keys(shown, boxes, torch.Generator().manual_seed(5))
+        seen.append(keys.encoder.norm.seen)
+    assert [len(group) for group in seen[0]] == [4, 4]
+    assert seen[0] == seen[1] != [[0, 1, 2, 3], [4, 5, 6, 7]]

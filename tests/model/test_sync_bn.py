@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from codo.model import synchronise_bn
@@ -66,3 +67,22 @@ def test_no_rows_at_all_leave_the_statistics_alone(found: list[dict[str, dict[st
         assert torch.equal(process["all empty"]["running_mean"], torch.zeros(3))
         assert torch.equal(process["all empty"]["running_var"], torch.ones(3))
         assert process["all empty"]["num_batches_tracked"] == 0
+
+
+def test_of_one_process_it_is_the_plain_norm_with_its_activation_its_eps_and_its_momentum(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        rows = 3 + 2 * torch.randn(6, 3, 2, 1, generator=torch.Generator().manual_seed(0))
+        for make in (
+            lambda: BatchNormAct2d(3, eps=0.1, momentum=0.3),
+            lambda: nn.BatchNorm2d(3, eps=0.1, momentum=0.3),
+        ):
+            plain, ours = make(), nn.Sequential(make())
+            synchronise_bn(ours, torch.device("cpu"))
+            for _ in range(2):
+                torch.testing.assert_close(ours(rows), plain(rows))
+            torch.testing.assert_close(dict(ours[0].named_buffers()), dict(plain.named_buffers()))
+            torch.testing.assert_close(ours.eval()(rows[:2]), plain.eval()(rows[:2]))
+            torch.testing.assert_close(dict(ours[0].named_buffers()), dict(plain.named_buffers()))
+    finally:
+        dist.destroy_process_group()

@@ -100,7 +100,7 @@ def _sheets(plan: Plan) -> dict[str, tuple[str, str]]:
 
 
 def _cell(plan: Plan, key: CellKey, cell: CellPlan, folder: Path, failures: dict[str, str]) -> Cell:
-    jobs = {name.partition("-")[0]: plan.store.folder(name) for name in cell.jobs()}
+    jobs = {job.kind: job for job in map(plan.store.folder, cell.jobs())}
     found: dict[str, Any] = {
         **key._asdict(),
         "status": "missing",

@@ -67,7 +67,7 @@ class Display:
         """Name a job by the first cell that it is for."""
         key, cell = next((k, c) for k, c in self.plan.cells.items() if job in c.jobs())
         others = sum(job in c.jobs() for c in self.plan.cells.values()) - 1
-        kind = job.partition("-")[0]
+        kind = self.plan.jobs[job].kind
         protocol = f", {key.protocol}" if job == cell.transfer and len(self.plan.grid.file.transfer) > 1 else ""
         shared = f" (and {others} more cells)" if others and job != cell.pretrain else ""
         return f"{kind} {key.row}{protocol}, seed {key.seed}{shared} [{job[-16:-8]}]"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
+from codo.config.load import flatten
 from codo.config.pretrain import PretrainConfig
 from codo.config.transfer import TransferConfig
 
@@ -57,7 +58,7 @@ def effective(config: PretrainConfig) -> dict[str, Any]:
         >>> "paste.source" in effective(off), effective(off)["loss.level"]
         (False, 1.0)
     """
-    fields = dict(_flat(config.model_dump(mode="json", exclude={"run"})))
+    fields = dict(flatten(config.model_dump(mode="json", exclude={"run"})))
     for name in ("image", "instance", "level"):
         fields[f"loss.{name}"] = config.loss_weights.get(name, 0.0)
     if not config.uses_backgrounds:
@@ -85,11 +86,3 @@ def why_inert(fields: list[str], *configs: PretrainConfig) -> str:
         reason for config in configs for name, reason in inert(config) for f in fields if f"{f}.".startswith(f"{name}.")
     ]
     return reasons[0] if reasons else ""
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

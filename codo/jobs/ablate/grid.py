@@ -92,17 +92,16 @@ class GridFile(Section):
         return self
 
 
-def read_grid(file: Path, expand: bool = True) -> tuple[GridFile, Source]:
+def read_grid(file: Path) -> tuple[GridFile, Source]:
     """Read a grid and check its form.
 
     Args:
         file: YAML.
-        expand: put environment variables in place of `${NAME}`.
 
     Raises:
         CodoError: in one line, with the line of the file.
     """
-    source = Source(file, expand)
+    source = Source(file)
     try:
         return GridFile.model_validate(source.tree), source
     except ValidationError as error:

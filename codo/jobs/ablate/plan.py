@@ -74,7 +74,7 @@ class Plan:
 
     def counts(self) -> dict[str, tuple[int, int, int]]:
         """Count per kind the jobs without sharing, the distinct ones, and those not done."""
-        asked = Counter(name.partition("-")[0] for cell in self.cells.values() for name in cell.jobs())
+        asked = Counter(self.jobs[name].kind for cell in self.cells.values() for name in cell.jobs())
         distinct = Counter(job.kind for job in self.jobs.values())
         left = Counter(job.kind for job in self.remaining())
         return {kind: (asked[kind], distinct[kind], left[kind]) for kind in ("pretrain", "transfer", "probe")}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from codo.config.load import differences, load_config, load_pretrain_config
+from codo.config.load import DATA_PATHS, differences, load_config, load_pretrain_config
 from codo.config.presets import PRETRAIN_PRESETS, TRANSFER_PRESETS
 from codo.config.pretrain import PretrainConfig
 from codo.config.schedules import SCHEDULES, schedule_fields
@@ -86,18 +86,17 @@ class Grid:
     reference: str
 
 
-def load_grid(path: Path, seeds: tuple[int, ...] | None = None, expand: bool = True) -> Grid:
+def load_grid(path: Path, seeds: tuple[int, ...] | None = None) -> Grid:
     """Read, check and resolve a grid; the data sets are not looked at.
 
     Args:
         path: YAML.
         seeds: in place of the grid's own.
-        expand: put environment variables in place of `${NAME}`.
 
     Raises:
         CodoError: in one line that names the line of the YAML.
     """
-    file, source = read_grid(path, expand)
+    file, source = read_grid(path)
     if seeds:
         file = file.model_copy(update={"seeds": seeds})
     plans = rows_of(file, source)
@@ -176,7 +175,7 @@ class Base:
         changes = [*flatten(tree, keys, source, TransferConfig), *short]
         for change in changes:
             refuse_reserved(change, source, ("weights", "seed", "architecture"))
-        paths = ("data.root", "data.train_json", "data.val_json", "data.images", "data.val_images")
+        paths = [f"data.{name}" for name in DATA_PATHS]
         if not any(c.field in paths for c in changes) and self.file.data.backgrounds is not None:
             changes.append(Change("data.root", self.file.data.backgrounds, ("data", "backgrounds")))
         return preset, [

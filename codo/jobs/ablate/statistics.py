@@ -67,9 +67,7 @@ class Spread:
     @property
     def count(self) -> str:
         """Say how many seeds there are and which are not: `5`, or `2 of 3: seed 1 failed`."""
-        if not self.absent:
-            return str(self.n)
-        return f"{self.n} of {self.n + len(self.absent)}: {_reasons(self.absent)}"
+        return _count(self.n, self.absent)
 
 
 @dataclass(frozen=True)
@@ -116,9 +114,7 @@ class Comparison:
     @property
     def count(self) -> str:
         """Say on how many seeds, and which are left out."""
-        if not self.absent:
-            return str(self.n)
-        return f"{self.n} of {self.n + len(self.absent)}: {_reasons(self.absent)}"
+        return _count(self.n, self.absent)
 
     @property
     def seeds_needed(self) -> int | None:
@@ -258,16 +254,16 @@ def smallest_wilcoxon(n: int) -> float:
     return min(1.0, 2.0 / 2**n)
 
 
-def seeds_for(std: float, margin: float = MARGIN, most: int = MOST) -> int:
-    """Find the number of seeds that makes the interval of a mean no wider than +-`margin`; `most` if more.
+def seeds_for(std: float, margin: float = MARGIN) -> int:
+    """Find the number of seeds that makes the interval of a mean no wider than +-`margin`; `MOST` if more.
 
     Example:
         >>> seeds_for(1.0)
         7
     """
-    counts = np.arange(FEWEST, most + 1)
+    counts = np.arange(FEWEST, MOST + 1)
     enough = stats.t.ppf((1 + CONFIDENCE) / 2, counts - 1) * std / np.sqrt(counts) <= margin
-    return int(counts[enough.argmax()]) if enough.any() else most
+    return int(counts[enough.argmax()]) if enough.any() else MOST
 
 
 def _moments(values: Sequence[float] | np.ndarray) -> tuple[float | None, float | None, float | None, float | None]:
@@ -284,5 +280,7 @@ def _moments(values: Sequence[float] | np.ndarray) -> tuple[float | None, float 
     return mean, std, mean - half, mean + half
 
 
-def _reasons(absent: Mapping[int, str]) -> str:
-    return ", ".join(f"seed {seed} {why}" for seed, why in absent.items())
+def _count(n: int, absent: Mapping[int, str]) -> str:
+    if not absent:
+        return str(n)
+    return f"{n} of {n + len(absent)}: {', '.join(f'seed {seed} {why}' for seed, why in absent.items())}"

@@ -123,12 +123,11 @@ class Work:
                     self.told = True
             return self._process.returncode
 
-    def leave(self) -> Work:
-        """Have the job save and leave, from within a signal handler; return what goes on with it."""
+    def leave(self) -> None:
+        """Have the job save and leave, from within a signal handler."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
-        return Work(self.folder, self.environment, self.processes, self.cwd)
 
     def _lock(self) -> Lock | None:
         try:

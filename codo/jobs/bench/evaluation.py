@@ -12,10 +12,9 @@ import torch
 from codo.config.transfer import TransferConfig
 from codo.jobs.bench.made_up import detections
 from codo.jobs.bench.timing import repeated, synchronise
-from codo.jobs.transfer.coco_metrics import Kind, coco_metrics
 from codo.jobs.transfer.data import Data
 from codo.jobs.transfer.dataset import DetectionDataset, steps_per_epoch
-from codo.jobs.transfer.evaluate import evaluate
+from codo.jobs.transfer.evaluate import Predictions, assess, evaluate
 from codo.jobs.transfer.hardware import hardware_of
 from codo.jobs.transfer.run import load_detector
 from codo.jobs.transfer.schedule import count_evaluations
@@ -34,14 +33,14 @@ def time_evaluation(config: TransferConfig, data: Data, seconds: float) -> dict[
         seconds: about as many for the inference.
 
     Returns:
-        `images_per_s` of the inference, `metrics_s`, `images` of the validation set, `seconds` of one evaluation,
-        `evaluations` of a transfer, `detector`, `hardware`, `sides` in pixels, `data`.
+        `images_per_s` of the inference on `timed_images`, `metrics_s`, `images` of the validation set, `seconds` of one
+        evaluation, `evaluations` of a transfer, `detector`, `hardware`, `sides` in pixels, `data`.
     """
     hardware = hardware_of(config)
     hardware.apply()
     detector, _ = load_detector(config, data)
     detector.to(hardware.device).to(memory_format=torch.channels_last)
-    sides = config.detection.min_size[-1], config.detection.max_size
+    sides = config.detection.sides
     dataset = DetectionDataset(data.val, data.labels, *sides, train=False)
     stamps: list[float] = []
 
@@ -56,14 +55,9 @@ def time_evaluation(config: TransferConfig, data: Data, seconds: float) -> dict[
             evaluate(detector, dataset, list(data.labels), hardware, stamp)
     rate = (len(stamps) - 1) / (stamps[-1] - stamps[0])  # the first image warms up
 
-    kinds: tuple[Kind, ...] = ("bbox", "segm") if data.masks else ("bbox",)
-    found = detections(data.val, config.detection.detections_per_image, masks=data.masks)
-
-    def metrics() -> None:
-        for kind in kinds:
-            coco_metrics(data.val, found, kind=kind, breakdown=False)
-
-    metrics_s = statistics.median(repeated(metrics, seconds=1.0, at_least=1))
+    found = Predictions(detections(data.val, config.detection.detections_per_image, masks=data.masks))
+    times = repeated(lambda: assess(found, data.val, data.masks, breakdown=False), seconds=1.0, at_least=1)
+    metrics_s = statistics.median(times)
     per_epoch = steps_per_epoch(len(data.train.images), config.optim.batch_size)
     images = len(data.val.images)
     return {

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from codo.jobs.bench.timing import in_turns, synchronise
+from codo.jobs.bench.timing import in_turns
 from codo.runs.hardware import available_cores
 from codo.runs.record import processor
 
@@ -42,22 +42,11 @@ def peaks(device: torch.device | None = None, *, rounds: int = 5) -> dict[str, f
     low_a, low_b = a.bfloat16(), b.bfloat16()
     source = torch.zeros(COPIED, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-
-    def waited(work: Any) -> Any:
-        def run() -> None:
-            work()
-            synchronise(device)
-
-        return run
-
     times = in_turns(
-        {
-            "fp32": waited(lambda: a @ b),
-            "bf16": waited(lambda: low_a @ low_b),
-            "copy": waited(lambda: target.copy_(source)),
-        },
+        {"fp32": lambda: a @ b, "bf16": lambda: low_a @ low_b, "copy": lambda: target.copy_(source)},
         rounds=rounds,
         warm_up=2,
+        device=device,
     )
     return {
         "fp32_gflops": 2 * SIDE**3 / times.median("fp32") / 1e9,

@@ -17,7 +17,6 @@ from codo.jobs.pretrain.samples import Sample
 from codo.jobs.pretrain.training import Run
 from codo.jobs.pretrain.watch import Clock
 from codo.losses import Contrast, Embeddings
-from codo.losses.embeddings import GIVEN
 
 MANY = 10**6
 """Steps that the loader is asked for; it stops when nobody asks on."""
@@ -56,42 +55,32 @@ def time_step(run: Run, peaks: dict[str, float], seconds: float) -> dict[str, An
         seconds: about as many.
 
     Returns:
-        `seconds` (median) and `images_per_s`; `gflop` of a step's matrix products and convolutions (a multiplication
-        and an addition are two), `gflops` a second, `peak_share` of the peak in `peak`, fp32 or bf16; `ema_share`,
-        `queue_share` and `loss_share` of the step's time.
+        `seconds` (median of the `rounds`) and `images_per_s`; `gflop` of a step's matrix products and convolutions (a
+        multiplication and an addition are two), `gflops` a second, `peak_share` of the peak in `peak`, fp32 or bf16;
+        `ema_share`, `queue_share` and `loss_share` of the step's time.
     """
     batch = resident(run, next(run.batches(MANY)))
     trainer, method, device = run.trainer, run.method, run.hardware.device
 
     def step() -> Any:
-        result = trainer.step(batch.views, 0, run.schedule)
-        synchronise(device)
-        return result
+        return trainer.step(batch.views, 0, run.schedule)
 
     with FlopCounterMode(display=False) as counted:  # and warm up
         result = step()
+        synchronise(device)
     if result.query is None:
         raise CodoError("the step gives no embeddings, so that its losses cannot be timed")
     embedded = result.query
-
-    def waited(work: Callable[[], None]) -> Callable[[], None]:
-        def run_and_wait() -> None:
-            work()
-            synchronise(device)
-
-        return run_and_wait
-
-    parts = {
-        "ema": waited(lambda: method.key_encoder.update(method.query_encoder)),
-        "queue": waited(lambda: push(run, embedded)),
-        "loss": waited(lambda: compare(run, embedded)),
+    parts: dict[str, Callable[[], Any]] = {
+        "ema": lambda: method.key_encoder.update(method.query_encoder),
+        "queue": lambda: push(run, embedded),
+        "loss": lambda: compare(run, embedded),
     }
-    sides: dict[str, Callable[[], Any]] = {"step": step, **parts}
-    once = in_turns(sides, rounds=1, warm_up=0)
+    sides = {"step": step, **parts}
+    once = in_turns(sides, rounds=1, warm_up=0, device=device)
     rounds = min(50, round(seconds / once.median("step")))
-    times = (
-        in_turns(sides, rounds=rounds, warm_up=0) if rounds > 1 else once
-    )  # of full scale on a processor one is long
+    # Of full scale on a processor one is long.
+    times = in_turns(sides, rounds=rounds, warm_up=0, device=device) if rounds > 1 else once
     run.trainer.optimizer.zero_grad(set_to_none=True)
     median, gflop = times.median("step"), counted.get_total_flops() / 1e9
     peak = "fp32" if run.hardware.precision == "fp32" else "bf16"
@@ -145,12 +134,7 @@ def compare(run: Run, embedded: Embeddings) -> None:
     """Compute all losses of a step and their gradients at the embeddings."""
     symmetric = 2 if run.method.symmetric else 1
     for _ in range(run.config.views * symmetric):
-        leaf = Embeddings(
-            *(
-                e if e is None or name in GIVEN else e.detach().requires_grad_()
-                for name, e in embedded._asdict().items()
-            )
-        )
+        leaf = embedded.leaves()
         for _, loss, _ in run.method.terms():
             value = loss(leaf, embedded)
             (value.loss if isinstance(value, Contrast) else value).backward()

@@ -21,12 +21,14 @@ from codo.runs.data_wait import data_wait_remedy, loader_remedy
 from codo.runs.hardware import available_cores
 from codo.runs.world import World
 
+SECONDS = 10.0
+"""About as many for each of the parts; half for the loader."""
+
 
 def bench(
     config: PretrainConfig,
     transfer: TransferConfig | None = None,
     *,
-    seconds: float = 10.0,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Time a config's loader, step and evaluation, alone and together; no run folder, decoded images go to the cache.
@@ -34,12 +36,12 @@ def bench(
     Args:
         config: of the pretraining.
         transfer: of the detector that is evaluated; None leaves the evaluation out.
-        seconds: about as many for each of the parts.
         say: told what is being measured.
 
     Returns:
-        `machine`, `peaks`, `hardware`, `loader`, `step`, `together`, `evaluation`; `seconds` of the whole config by
-        each of the three alone; `limits`, one of them; `sentence`; `data_wait`, what to do about waiting, or None.
+        `machine`, `peaks`, `hardware`, `data`, `loader`, `step`, `together`, `evaluation`; `seconds` of the whole
+        config by each of the three alone; `limits`, one of them; `sentence`; `data_wait`, what to do about waiting, or
+        None.
 
     Raises:
         CodoError: what `codo pretrain` and `codo transfer` refuse, and several processes.
@@ -59,15 +61,15 @@ def bench(
     say("the machine's peaks")
     peak = peaks(run.hardware.device)
     say("the loader")
-    loader = time_loader(run, seconds / 2)
+    loader = time_loader(run, SECONDS / 2)
     say("the step")
-    step = time_step(run, peak, seconds)
+    step = time_step(run, peak, SECONDS)
     say("both together")
-    together = time_together(run, seconds)
+    together = time_together(run, SECONDS)
     evaluation = None
     if transfer is not None and data is not None:
         say("an evaluation")
-        evaluation = time_evaluation(transfer, data, seconds)
+        evaluation = time_evaluation(transfer, data, SECONDS)
     taken = costs(config, len(run.dataset), loader, step, evaluation)
     cores, cached = available_cores(), loader["cached"]
     remedies = {

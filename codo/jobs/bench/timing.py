@@ -73,20 +73,34 @@ def repeated(work: Callable[[], Any], *, seconds: float, at_least: int = 3, warm
     return times
 
 
-def in_turns(sides: Mapping[str, Callable[[], Any]], *, rounds: int, warm_up: int = 1) -> Times:
+def in_turns(
+    sides: Mapping[str, Callable[[], Any]], *, rounds: int, warm_up: int = 1, device: torch.device | None = None
+) -> Times:
     """Run the sides one after the other, `warm_up` rounds untimed and then `rounds` timed ones (A B C A B C ...).
+
+    Args:
+        sides: what is timed, by name.
+        rounds: timed ones.
+        warm_up: untimed ones.
+        device: where the sides compute, waited for within each side's time; None: they wait themselves.
 
     Example:
         >>> sorted(in_turns({"a": lambda: 1, "b": lambda: 2}, rounds=3).seconds)
         ['a', 'b']
     """
+
+    def run(side: Callable[[], Any]) -> None:
+        side()
+        if device is not None:
+            synchronise(device)
+
     for _ in range(warm_up):
         for side in sides.values():
-            side()
+            run(side)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
             start = time.perf_counter()
-            side()
+            run(side)
             seconds[name].append(time.perf_counter() - start)
     return Times(seconds)

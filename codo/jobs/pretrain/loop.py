@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,7 +20,6 @@ from codo.errors import CodoError
 from codo.jobs.pretrain.method import Method, build_optimizer
 from codo.jobs.pretrain.schedule import Schedule
 from codo.losses import Contrast, Embeddings
-from codo.losses.embeddings import GIVEN
 from codo.model import gather
 from codo.runs.hardware import Hardware
 from codo.runs.seed import integer_seed, torch_generator
@@ -115,7 +114,7 @@ class Trainer:
         if config.run.compile:
             method.query_encoder.compile()
             method.key_encoder.encoder.compile()
-        self.encoder = method.trained_encoder(world, hardware.device)
+        self.encoder = world.wrapped(method.query_encoder, hardware.device, all_used=method.all_used)
         for part in (method.key_encoder, method.losses):  # DDP copies the query encoder; a user's parts may differ
             world.copy_from_first(tensor.detach() for tensor in (*part.parameters(), *part.buffers()))
         self.optimizer = build_optimizer(config, method)
@@ -207,7 +206,7 @@ class Trainer:
         for number, (view, keys) in enumerate(passes):
             images, boxes, last = view.images, view.jittered, number == len(passes) - 1
             if parts == 1:
-                with self._synchronised(last):
+                with self.world.synchronised(self.encoder, last):
                     with self.hardware.autocast():
                         local = self.encoder(images, boxes, groups)
                     self._compare(local, view, keys, views, result)
@@ -220,28 +219,17 @@ class Trainer:
             with torch.no_grad(), _no_statistics(self.method.query_encoder), self.hardware.autocast():
                 for (i, b), seed in zip(rows, seeds, strict=True):
                     torch.manual_seed(seed)
-                    embedded.append(_module(self.encoder)(i, b, groups // parts))
-            local = Embeddings(
-                *(
-                    e if e is None or name in GIVEN else e.detach().requires_grad_()
-                    for name, e in Embeddings.concatenate(embedded)._asdict().items()
-                )
-            )
+                    embedded.append(self.method.query_encoder(i, b, groups // parts))
+            local = Embeddings.concatenate(embedded).leaves()
             self._compare(local, view, keys, views, result)
             pieces = zip(*(e.grad.chunk(parts, -2) for e in local if e is not None and e.grad is not None), strict=True)
             for n, ((i, b), seed, gradients) in enumerate(zip(rows, seeds, pieces, strict=True)):
                 torch.manual_seed(seed)
-                with self._synchronised(last and n == parts - 1):
+                with self.world.synchronised(self.encoder, last and n == parts - 1):
                     with self.hardware.autocast():
                         out = self.encoder(i, b, groups // parts)
                     wanted = [o for o, e in zip(out, local, strict=True) if e is not None and e.grad is not None]
                     torch.autograd.backward(wanted, list(gradients))
-
-    def _synchronised(self, last: bool) -> AbstractContextManager[None]:
-        """Let DDP exchange gradients in the last backward pass of a step alone."""
-        if isinstance(self.encoder, nn.parallel.DistributedDataParallel) and not last:
-            return self.encoder.no_sync()
-        return nullcontext()
 
     def _compare(self, local: Embeddings, view: View, keys: list[Embeddings], views: int, result: StepResult) -> None:
         """Compute the losses of one query view and their gradients; note the figures in `result`."""
@@ -296,7 +284,3 @@ def _no_statistics(module: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.track_running_stats = True
-
-
-def _module(encoder: nn.Module) -> nn.Module:
-    return encoder.module if isinstance(encoder, nn.parallel.DistributedDataParallel) else encoder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 
 import torch
@@ -112,19 +111,6 @@ class Method(nn.Module):
     def queues(self) -> int:
         """Count the queues of keys."""
         return sum(isinstance(module, KeyQueue) for module in self.losses.modules())
-
-    def trained_encoder(self, world: World, device: torch.device) -> nn.Module:
-        """Wrap the query encoder in DDP where there are several processes."""
-        if world.size == 1:
-            return self.query_encoder
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers; its successor is too new
-            return nn.parallel.DistributedDataParallel(
-                self.query_encoder,
-                device_ids=[device] if device.type == "cuda" else None,
-                broadcast_buffers=False,  # each process's BN groups have statistics of their own
-                find_unused_parameters=not self.all_used,
-            )
 
 
 def groups_of_process(config: PretrainConfig, world: World) -> int:

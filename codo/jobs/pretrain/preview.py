@@ -86,8 +86,7 @@ def preview(config: PretrainConfig, samples: int, out: Path) -> int:
     Returns:
         The number of samples drawn.
     """
-    if out.suffix.lower() != ".png":
-        raise CodoError(f"--out {out}: the sheet is a PNG, name it {out.with_suffix('.png')}")
+    check_png("--out", out)
     dataset = build_dataset(config, find_sources(config))
     drawn: list[np.ndarray | None] = []
     dataset.sampler = recorded(dataset.sampler, drawn)
@@ -111,9 +110,20 @@ def preview(config: PretrainConfig, samples: int, out: Path) -> int:
                 boxes.append((sample.views.boxes[v].tolist(), JITTERED))
             cells.append(_with_boxes(fit(picture), boxes, config.canvas))
         rows.append(cells)
-    with atomic_path(out) as temporary:
-        sheet(header, rows).save(temporary, format="PNG")
+    write_png(out, sheet(header, rows))
     return count
+
+
+def check_png(flag: str, path: Path) -> None:
+    """Refuse a sheet that is not named as a PNG; `flag` named it."""
+    if path.suffix.lower() != ".png":
+        raise CodoError(f"{flag} {path}: the sheet is a PNG, name it {path.with_suffix('.png')}")
+
+
+def write_png(path: Path, picture: Image.Image) -> None:
+    """Write a picture, whole or not at all."""
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format="PNG")
 
 
 def shown_epoch(config: PretrainConfig) -> int:

@@ -12,7 +12,7 @@ from torch import nn
 
 from codo.augment import Augmenter, BoxJitter
 from codo.backbones import Backbone
-from codo.config.load import DATA_PATHS, differences, fingerprint, load_pretrain_config
+from codo.config.load import DATA_PATHS, check_resumed, differences, fingerprint, load_pretrain_config
 from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
 from codo.jobs.pretrain.build import Sources, build_dataset, find_sources
@@ -147,17 +147,9 @@ def _resume(folder: RunFolder, changes: dict[str, Any] | None, parts: Parts, wor
     """Go on with a run that no other process can change."""
     path = folder.path
     before, config = (load_pretrain_config(file=path / "config.yaml", flags=flags) for flags in (None, changes))
-    changed = differences(before, config)
     longer = before.optim.epochs < config.optim.epochs
-    refused = {
-        key: pair
-        for key, pair in changed.items()
-        # Paths may change where the images are the same ones, which is checked below.
-        if not key.startswith("run.") and key not in MOVABLE and not (key == "optim.epochs" and longer)
-    }
-    if refused:
-        told = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in refused.items())
-        raise CodoError(f"--resume {path}: a resumed run keeps its config ({told}); only run.* may change, epochs grow")
+    # Paths may change where the images are the same ones, which is checked below.
+    check_resumed(path, differences(before, config), (*MOVABLE, *(["optim.epochs"] if longer else [])))
     if folder.complete and not longer:
         raise CodoError(f"--resume {path}: the run is complete; ask for more epochs to continue it")
     then = folder.environment("data.fingerprint")

@@ -16,7 +16,6 @@ from codo.data.cache import ImagePool
 from codo.data.images import ImageError
 from codo.errors import CodoError
 from codo.runs.hardware import Hardware
-from codo.runs.interrupt import ignore_stop_signals
 from codo.runs.seed import generator, generators
 from codo.runs.world import World
 
@@ -170,16 +169,4 @@ def collate(samples: Sequence[Sample]) -> Sample:
 
 def sample_loader(dataset: SampleDataset, steps: StepSampler, hardware: Hardware) -> DataLoader[Sample]:
     """Load the samples of `steps`, in that order, with `hardware.workers` processes."""
-    return DataLoader(
-        dataset,
-        batch_sampler=steps,
-        collate_fn=collate,
-        num_workers=hardware.workers,
-        pin_memory=hardware.device.type == "cuda",
-        prefetch_factor=hardware.prefetch_factor,
-        worker_init_fn=_start_worker,
-    )
-
-
-def _start_worker(worker: int) -> None:
-    ignore_stop_signals()
+    return DataLoader(dataset, batch_sampler=steps, collate_fn=collate, **hardware.loader_options())

@@ -169,7 +169,7 @@ class Run:
                 self.unreadable.update(batch.skipped)
                 for c in (clock, total):
                     c.waited, c.images = c.waited + waited, c.images + batch_size
-                self.watch(result, progress)
+                self.note("shortcut", self.shortcut.update(result), progress)
                 probing = run.probe_every > 0 and self.step % (run.probe_every * self.per_epoch) == 0
                 if self.step % run.log_every == 0 or self.step == self.steps or probing:
                     measures = collapse_measures(result.query) if result.query is not None else {}
@@ -224,11 +224,6 @@ class Run:
         state = self.state()
         if self.world.first:
             save_checkpoint(folder.path / "checkpoint.pt", state)
-
-    def watch(self, result: StepResult, progress: JobProgress) -> None:
-        """Look for the shortcut."""
-        found = self.shortcut.update(result)
-        self.note("shortcut", self.shortcut.warning() if found else None, progress)
 
     def note(self, name: str, warning: str | None, progress: JobProgress) -> None:
         """Say a warning once."""

@@ -18,26 +18,25 @@ from codo.measures import effective_rank
 class Shortcut:
     """Watches for the freshness shortcut: keys told by their age instead of by what they show.
 
-    Smooths both accuracies over about 50 steps; `found` when the one against the queue is above .9 and the one among
-    the batch under half of it (thresholds ours; seen at .995 against chance, method.md, Traps).
+    Smooths both accuracies over about 50 steps; it shows when the one against the queue is above .9 and the one among
+    the batch under half of it (thresholds ours; seen at .995 against chance, with a queue alone on few images).
     """
 
     def __init__(self) -> None:
         self.queue = self.batch = 0.0
         self.steps = 0
 
-    def update(self, result: StepResult) -> bool:
-        """Take in one step; return whether the shortcut shows."""
+    def update(self, result: StepResult) -> str | None:
+        """Take in one step; return a warning where the shortcut shows."""
         if math.isnan(result.queue_accuracy):
-            return False
+            return None
         self.steps += 1
         rate = max(0.02, 1 / self.steps)
         self.queue += rate * (result.queue_accuracy - self.queue)
         self.batch += rate * (result.batch_accuracy - self.batch)
-        return self.steps >= 50 and self.queue > 0.9 and self.batch < self.queue / 2
-
-    def warning(self) -> str:
-        """Say what was found and what helps."""
+        shows = self.steps >= 50 and self.queue > 0.9 and self.batch < self.queue / 2
+        if not shows:
+            return None
         return (
             f"warning: accuracy against the queue is {self.queue:.2f}, among the keys of a batch {self.batch:.2f}: "
             "keys are told by their age, little is learnt. Try --set loss.negatives=batch, a smaller loss.queue_size "

@@ -110,11 +110,17 @@ def _canvas_projector(encoder: Encoder) -> nn.Module | None:
 @contextmanager
 def frozen(encoder: nn.Module) -> Iterator[None]:
     """Hold every module in evaluation mode, without gradients, and put each back as it was."""
+    with modes_kept(encoder), torch.no_grad():
+        encoder.eval()
+        yield
+
+
+@contextmanager
+def modes_kept(encoder: nn.Module) -> Iterator[None]:
+    """Put every module back into the mode that it was in, training or evaluation."""
     modes = [(module, module.training) for module in encoder.modules()]
-    encoder.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for module, training in modes:
             module.training = training

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from codo.augment import normalise
 from codo.backbones import LEVELS
 from codo.jobs.probe.bench import Bench, square
-from codo.jobs.probe.features import COMMON, Encoder, embed, frozen, looks_at_the_box, representations
+from codo.jobs.probe.features import COMMON, Encoder, embed, frozen, looks_at_the_box, modes_kept, representations
 from codo.jobs.probe.images import take
 from codo.measures import (
     alignment,
@@ -117,19 +117,16 @@ def settle_norms(encoder: Encoder, bench: Bench, device: torch.device) -> None:
         device: where the encoder is.
     """
     norms = {m: m.momentum for m in encoder.modules() if isinstance(m, _BatchNorm) and m.track_running_stats}
-    modes = [(module, module.training) for module in encoder.modules()]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all batches
-    encoder.train()
-    with torch.no_grad():
+    with modes_kept(encoder), torch.no_grad():
+        encoder.train()
         for part in bench.patches.split(max(2, BATCH // len(bench.backgrounds))):
             pictures = bench.composites(part).flatten(0, 1)
             encoder(prepared(pictures, device), bench.box.to(device).expand(len(LEVELS), len(pictures), 4))
     for norm, momentum in norms.items():
         norm.momentum = momentum
-    for module, training in modes:
-        module.training = training
 
 
 def prepared(pictures: Tensor, device: torch.device) -> Tensor:

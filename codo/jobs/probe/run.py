@@ -9,21 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from codo._version import __version__
 from codo.config.load import fingerprint, load_pretrain_config
 from codo.config.pretrain import PretrainConfig
 from codo.data.files import data_fingerprint
 from codo.errors import CodoError
 from codo.jobs.pretrain.method import Method
+from codo.jobs.pretrain.preview import check_png, write_png
 from codo.jobs.pretrain.probing import probe_images
 from codo.jobs.probe.bench import PATCH_SHARE, Bench
 from codo.jobs.probe.features import MEANING, Encoder
 from codo.jobs.probe.images import find_manifest, read_labels
 from codo.jobs.probe.measure import embed_bench, measure, measure_labels, settle_norms
 from codo.jobs.probe.sheet import draw_sheet
-from codo.runs.files import atomic_path, check_place
+from codo.runs.files import check_place
 from codo.runs.hardware import Hardware, available_cores
 from codo.runs.record import RunFolder, finite
 from codo.runs.weights_file import read_weights
@@ -79,9 +78,8 @@ def probe(
         >>> found["probes"]["hard_top1"], found["chance"]["hard_top1"]  # doctest: +SKIP
         (0.41, 0.1)
     """
-    if sheet is not None and sheet.suffix.lower() != ".png":
-        raise CodoError(f"--sheet {sheet}: the sheet is a PNG, name it {sheet.with_suffix('.png')}")
     if sheet is not None:
+        check_png("--sheet", sheet)
         check_place(sheet)
     if canvas is not None and (canvas < 64 or canvas % 32):
         raise CodoError(f"--canvas {canvas}: at least 64 and a multiple of 32, as the strides of the stages are")
@@ -137,14 +135,8 @@ def probe(
     if on_found:
         on_found(figures)
     if sheet is not None:
-        write_sheet(sheet, draw_sheet(embedded, bench))
+        write_png(sheet, draw_sheet(embedded, bench))
     return figures
-
-
-def write_sheet(path: Path, sheet: Image.Image) -> None:
-    """Write a PNG."""
-    with atomic_path(path) as temporary:
-        sheet.save(temporary, format="PNG")
 
 
 def _encoder(run_folder: Path | None, config: PretrainConfig | None) -> tuple[PretrainConfig, Encoder, str]:

@@ -16,7 +16,6 @@ from codo.config.transfer import TransferConfig
 from codo.data.images import ImageError
 from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.dataset import DetectionDataset, read_image
-from codo.jobs.transfer.evaluate import loader_options
 from codo.jobs.transfer.features import Features, Kept
 from codo.jobs.transfer.trunk import FrozenTrunk, is_frozen_trunk, padded
 from codo.runs.caching import cache_root
@@ -118,7 +117,7 @@ def _compute(
     """Compute the features of every image of a data set, and note what else is known of it."""
     features, known = Features(cache_root() / "features"), []
     show = counter(f"features of the {name} images")
-    loader = DataLoader(_Images(dataset), batch_size=None, **loader_options(hardware))
+    loader = DataLoader(_Images(dataset), batch_size=None, **hardware.loader_options())
     was_training = detector.training
     detector.eval()  # its transform draws nothing then
     for row, (image, reason) in enumerate(loader):

@@ -8,22 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codo.config.load import differences, load_config
+from codo.config.load import DATA_PATHS, differences, load_run_config
 from codo.config.transfer import TransferConfig
 from codo.errors import CodoError
 from codo.runs.record import RunFolder, read_json
 
-FREE = (
-    "seed",
-    "weights",
-    "load",
-    "run.",
-    "data.root",
-    "data.train_json",
-    "data.val_json",
-    "data.images",
-    "data.val_images",
-)
+FREE = ("seed", "weights", "load", "run.", *(f"data.{name}" for name in DATA_PATHS))
 """What compared runs may differ in: the seed, the weights and which parts of them are loaded, where things lie and
 where they ran. That the data are the same is seen by their fingerprint."""
 
@@ -104,7 +94,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], TransferConfig, dict[str, Any]]
     if read_json(file, ["kind"])["kind"] != "transfer":
         raise CodoError(f"{folder} is no transfer run; compare takes those")
     summary = read_json(file, NEEDED)
-    config = load_config(TransferConfig, {}, file=folder / "config.yaml", default_preset="")
+    config = load_run_config(TransferConfig, folder)
     environment, data, weights = run.environment("hardware"), summary["data"], summary["weights"]
     row: dict[str, Any] = {
         "run": str(folder),

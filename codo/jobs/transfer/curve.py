@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-LEVELS = (1, 2, 5, *range(10, 100, 10))
+REACHED_APS = (1, 2, 5, *range(10, 100, 10))
 """APs, in per cent, of which the summary says when they are reached."""
 
 Point = Mapping[str, Any]
@@ -45,7 +45,7 @@ def best_point(curve: Sequence[Point]) -> dict[str, Any] | None:
     return None if found is None else {key: found[key] for key in ("step", "epoch", "AP")}
 
 
-def steps_to_ap(curve: Sequence[Point], levels: Sequence[int] = LEVELS) -> dict[str, int]:
+def steps_to_ap(curve: Sequence[Point]) -> dict[str, int]:
     """Tell, of the APs that are reached, at which step: of the first evaluation that has it, nothing interpolated.
 
     Example:
@@ -53,7 +53,6 @@ def steps_to_ap(curve: Sequence[Point], levels: Sequence[int] = LEVELS) -> dict[
         {'1': 10, '2': 10, '5': 20, '10': 20}
     """
     reached = {
-        str(level): next((p["step"] for p in curve if p["AP"] is not None and p["AP"] >= level), None)
-        for level in levels
+        str(ap): next((p["step"] for p in curve if p["AP"] is not None and p["AP"] >= ap), None) for ap in REACHED_APS
     }
-    return {level: step for level, step in reached.items() if step is not None}
+    return {ap: step for ap, step in reached.items() if step is not None}

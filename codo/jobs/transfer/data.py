@@ -9,13 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from codo.config.transfer import TransferConfig
-from codo.data.coco import (
-    CocoDataset,
-    _image_folder,
-    _split_jsons,
-    find_splits,
-    load_coco,
-)
+from codo.data.coco import CocoDataset, find_split, find_splits, load_coco
 from codo.data.files import data_fingerprint
 from codo.data.masks import check_mask, has_mask
 from codo.data.sample import sample_data
@@ -64,9 +58,7 @@ def load_data(config: TransferConfig) -> Data:
     masks = "segm" in kinds_of(config.detector)
     if masks:
         for coco, path in ((whole, paths.train_json), (val, paths.val_json)):
-            missing = check_masks(coco, path)
-            if missing:
-                coco.skipped[NO_MASK] = missing
+            check_masks(coco, path)
     train = take_fraction(whole, config.data.fraction, config.seed)
     boxes = [len(training_annotations(train, image.id, masks)) for image in train.images]
     if not sum(boxes):
@@ -97,8 +89,8 @@ def training_annotations(coco: CocoDataset, image_id: int, masks: bool = False) 
     return [annotation for annotation in own if has_mask(annotation)] if masks else own
 
 
-def check_masks(coco: CocoDataset, path: Path) -> int:
-    """Check every mask; return how many targets have none.
+def check_masks(coco: CocoDataset, path: Path) -> None:
+    """Check every mask; count in `coco.skipped` the targets that have none.
 
     Raises:
         CodoError: none has one, or one does not fit its image; names the annotation.
@@ -116,7 +108,8 @@ def check_masks(coco: CocoDataset, path: Path) -> int:
                 raise CodoError(f"{path}: annotation {annotation.get('id')}: {error}") from None
     if not found:
         raise CodoError(f"{path} has no masks, which the detector learns; use one of boxes (--detector faster_rcnn)")
-    return missing
+    if missing:
+        coco.skipped[NO_MASK] = missing
 
 
 def label_map(train: CocoDataset, val: CocoDataset) -> dict[int, int]:
@@ -231,16 +224,15 @@ def _root(config: TransferConfig) -> tuple[Path, str]:
 
 
 def _val_split(root: Path) -> tuple[Path, Path]:
-    """Find the validation annotations and their images; of several years as `find_splits`, or else the newest.
+    """Find the validation annotations and their images; of several years as `find_split`.
 
     Raises:
         CodoError: no folder `root`, or no such split in it.
     """
-    val, train = _split_jsons(root, "val"), _split_jsons(root, "train")
-    if not val:
+    found = find_split(root, "val")
+    if found is None:
         raise CodoError(
             f"{root} has no validation annotations: instances_val.json beside images/, or "
             "annotations/instances_val2017.json beside val2017/ (any year), is expected"
         )
-    year = next((year for year in val if year in train), next(iter(val)))
-    return val[year], _image_folder(root, "val", year)
+    return found

@@ -19,7 +19,6 @@ from codo.jobs.transfer.coco_metrics import CocoMetrics, Kind, coco_metrics
 from codo.jobs.transfer.dataset import DetectionDataset
 from codo.jobs.transfer.trunk import announce
 from codo.runs.hardware import Hardware
-from codo.runs.interrupt import ignore_stop_signals
 from codo.runs.world import World
 
 
@@ -109,7 +108,7 @@ def evaluate(
     start, world = time.monotonic(), world or World()
     rows = range(world.rank, len(dataset), world.size)
     found: list[tuple[int, list[dict[str, Any]], str | None]] = []
-    loader = DataLoader(dataset, batch_size=None, sampler=[(0, i) for i in rows], **loader_options(hardware))
+    loader = DataLoader(dataset, batch_size=None, sampler=[(0, i) for i in rows], **hardware.loader_options())
     was_training = detector.training
     detector.eval()
     try:
@@ -164,25 +163,6 @@ def detect(
 def to_input(image: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Move an image `(3, H, W) uint8` to the device, as floats in 0..1."""
     return image.to(device, non_blocking=True).float() / 255
-
-
-def loader_options(hardware: Hardware) -> dict[str, Any]:
-    """Collect what all our loaders have in common."""
-    options: dict[str, Any] = {
-        "num_workers": hardware.workers,
-        "pin_memory": hardware.device.type == "cuda",
-        # The loader draws a seed for its workers from a generator, by default the global one; nobody uses that seed.
-        "generator": torch.Generator(),
-    }
-    if hardware.workers:
-        options |= {"worker_init_fn": _quiet_worker, "prefetch_factor": hardware.prefetch_factor}
-    return options
-
-
-def _quiet_worker(worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM to the training process, which finishes its step; and keep to one thread."""
-    ignore_stop_signals()
-    torch.set_num_threads(1)
 
 
 def _results(

@@ -11,7 +11,7 @@ from codo.config.transfer import TransferConfig
 from codo.data.coco import CocoDataset, load_coco
 from codo.data.masks import has_mask
 from codo.errors import CodoError
-from codo.jobs.transfer.data import NO_MASK, check_masks, fingerprint_of, val_paths
+from codo.jobs.transfer.data import check_masks, fingerprint_of, val_paths
 from codo.jobs.transfer.dataset import DetectionDataset
 from codo.jobs.transfer.evaluate import assess, evaluate
 from codo.jobs.transfer.finished import open_run
@@ -29,7 +29,6 @@ def evaluate_run(
     out: Path | None = None,
     best: bool = False,
     changes: Mapping[str, Any] | None = None,
-    on_image: Callable[[int, int], None] | None = None,
     on_found: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate the detector of a finished transfer run.
@@ -42,7 +41,6 @@ def evaluate_run(
         out: a new folder for evaluation.json and predictions.json (COCO's result format, the data set's category ids).
         best: take the detector of the highest AP in place of that of the end (`open_run`).
         changes: dotted field -> value of the run's config: `run.device`, `run.precision`.
-        on_image: told (done, total) after each image.
         on_found: told what is returned, also where it cannot be written (a full disk).
 
     Returns:
@@ -61,17 +59,16 @@ def evaluate_run(
     coco = load_coco(json_path, folder)
     known = match_categories(run.categories, coco, json_path)
     masks = run.masks and any(has_mask(a) for own in coco.annotations.values() for a in own)
-    if masks and (missing := check_masks(coco, json_path)):
-        coco.skipped[NO_MASK] = missing
+    if masks:
+        check_masks(coco, json_path)
     order = list(run.categories)
     labels = {category: 1 + order.index(own) for category, own in known.items()}
-    sides = run.config.detection.min_size[-1], run.config.detection.max_size
-    dataset = DetectionDataset(coco, labels, *sides, train=False)
+    dataset = DetectionDataset(coco, labels, *run.config.detection.sides, train=False)
     fingerprint = RunFolder(path).environment()["fingerprint"]
     folder_out = RunFolder.create(out, "evaluate").path if out is not None else None
     if folder_out is not None:
         check_place(folder_out / "evaluation.json")
-    found = evaluate(run.detector, dataset, order, run.hardware, on_image or counter("evaluating"))
+    found = evaluate(run.detector, dataset, order, run.hardware, counter("evaluating"))
     # From the run's category ids to the data set's; what the data set has no category for is no mistake there.
     theirs = {own: category for category, own in known.items()}
     found.results[:] = [

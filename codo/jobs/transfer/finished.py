@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codo.config.load import load_config
+from codo.config.load import load_run_config
 from codo.config.sections import ArchitectureSection
 from codo.config.transfer import TransferConfig
 from codo.errors import CodoError
@@ -73,7 +73,7 @@ def open_run(path: Path, changes: Mapping[str, Any] | None = None, *, best: bool
     if "detector" not in metadata:
         raise CodoError(f"{path} is a pretraining run, without a detector; train one: codo transfer --weights {named}")
     given = {key: value for key, value in (changes or {}).items() if value is not None}
-    config = load_config(TransferConfig, {}, file=path / "config.yaml", default_preset="", flags=given)
+    config = load_run_config(TransferConfig, path, given)
     here = {"workers": "auto", "threads": config.run.threads if _fits(config.run.threads) else "auto"}
     here |= {key: getattr(config.run, key) for key in here if f"run.{key}" in given}
     config = config.model_copy(update={"run": config.run.model_copy(update=here)})

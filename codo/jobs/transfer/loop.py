@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 import shlex
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from codo.config.transfer import TransferConfig
@@ -19,7 +17,7 @@ from codo.errors import CodoError, Interrupted
 from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.curve import best_point
 from codo.jobs.transfer.dataset import DetectionDataset, Sample, batches, steps_per_epoch
-from codo.jobs.transfer.evaluate import Evaluation, loader_options, to_input
+from codo.jobs.transfer.evaluate import Evaluation, to_input
 from codo.jobs.transfer.schedule import evaluation_interval, learning_rate, parts_of, total_steps
 from codo.jobs.transfer.trunk import announce
 from codo.jobs.transfer.window import Window
@@ -77,12 +75,7 @@ class Training:
             self.parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
         )
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.precision == "fp16")
-        self._model: nn.Module = detector
-        if self.world.size > 1:
-            ids = [hardware.device] if hardware.device.type == "cuda" else None
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers; its successor is too new
-                self._model = nn.parallel.DistributedDataParallel(detector, device_ids=ids, broadcast_buffers=False)
+        self._model = self.world.wrapped(detector, hardware.device)
         self.per_epoch = steps_per_epoch(len(dataset), optim.batch_size)
         self.total = total_steps(optim, self.per_epoch)
         self.step = 0
@@ -154,9 +147,7 @@ class Training:
         plan = batches(
             len(self.dataset), self.config.optim.batch_size, self.config.seed, self.step, self.total, self.world
         )
-        loader = iter(
-            DataLoader(self.dataset, batch_sampler=_Plan(plan), collate_fn=list, **loader_options(self.hardware))
-        )
+        loader = iter(DataLoader(self.dataset, batch_sampler=plan, collate_fn=list, **self.hardware.loader_options()))
         while True:
             start = time.monotonic()
             batch = next(loader, None)
@@ -206,9 +197,8 @@ class Training:
             keys = (self.config.seed, self.step, *([self.world.rank] if self.world.size > 1 else []))
             torch.manual_seed(integer_seed("transfer step", *keys))
             for number, part in enumerate(parts, start=1):
-                model, share = self._model, len(part) / len(batch)
-                waits = isinstance(model, nn.parallel.DistributedDataParallel) and number < len(parts)
-                with model.no_sync() if waits else nullcontext():  # type: ignore[operator]  # DDP's
+                share = len(part) / len(batch)
+                with self.world.synchronised(self._model, number == len(parts)):
                     losses = self._losses(part)
                     self.scaler.scale(share * torch.stack(list(losses.values())).sum()).backward()
                 for name, loss in losses.items():
@@ -282,13 +272,3 @@ class Training:
         self.best_state = None
         if self.world.first and self.step < self.total:
             self.best_state = {name: t.detach().cpu().clone() for name, t in self.detector.state_dict().items()}
-
-
-class _Plan(torch.utils.data.Sampler[list[tuple[int, int]]]):
-    """A generator of batches, as DataLoader takes it."""
-
-    def __init__(self, plan: Iterator[list[tuple[int, int]]]) -> None:
-        self._batches = plan
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return self._batches

@@ -87,12 +87,12 @@ class _RetinaNetHead(RetinaNetHead):
 
 
 class _FCOSHead(FCOSHead):
-    def __init__(self, channels: int, classes: int, convs: int = 4) -> None:
+    def __init__(self, channels: int, classes: int) -> None:
         nn.Module.__init__(self)  # FCOSHead's own insists on 32 groups
         self.box_coder = BoxLinearCoder(normalize_by_size=True)
         norm = _group_norm(channels)
-        self.classification_head = FCOSClassificationHead(channels, 1, classes, convs, norm_layer=norm)
-        self.regression_head = FCOSRegressionHead(channels, 1, convs, norm_layer=norm)
+        self.classification_head = FCOSClassificationHead(channels, 1, classes, norm_layer=norm)
+        self.regression_head = FCOSRegressionHead(channels, 1, norm_layer=norm)
 
     def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
         return {name: value.float() for name, value in super().forward(x).items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -52,7 +52,6 @@ def predict(
     score_threshold: float = 0.5,
     best: bool = False,
     changes: Mapping[str, Any] | None = None,
-    on_image: Callable[[int, int], None] | None = None,
 ) -> Prediction:
     """Find objects in pictures with the detector of a finished transfer run.
 
@@ -66,7 +65,6 @@ def predict(
         score_threshold: detections below it are left out.
         best: take the detector of the highest AP in place of that of the end (`open_run`).
         changes: dotted field -> value of the run's config: `run.device`, `run.precision`.
-        on_image: told (done, total) after each image.
 
     Raises:
         CodoError: no finished run, no images, or not one that can be read.
@@ -79,8 +77,7 @@ def predict(
     files = _files(images)
     opened = open_run(run, {**(changes or {}), "detection.score_threshold": score_threshold}, best=best)
     folder = RunFolder.create(out, "predict").path
-    tell = on_image or counter("predicting")
-    sides = opened.config.detection.min_size[-1], opened.config.detection.max_size
+    tell = counter("predicting")
     listed: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     unreadable: list[str] = []
@@ -93,7 +90,7 @@ def predict(
             continue
         height, width = pixels.shape[:2]
         source = CocoImage(done, name, path, width, height)
-        planes = torch.from_numpy(fit(pixels, *sides).transpose(2, 0, 1).copy())
+        planes = torch.from_numpy(fit(pixels, *opened.config.detection.sides).transpose(2, 0, 1).copy())
         found = detect(opened.detector, planes, source, list(opened.categories), opened.hardware)
         found = [result for result in found if result["score"] >= score_threshold]
         with atomic_path(folder / "pictures" / f"{name}.jpg") as temporary:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from codo.config.load import differences, fingerprint, load_config
+from codo.config.load import check_resumed, differences, fingerprint, load_run_config
 from codo.config.transfer import TransferConfig
 from codo.data.images import ImageError
 from codo.errors import CodoError
@@ -140,18 +140,12 @@ def _resume(
 ) -> TransferResult:
     """Go on with a run that no other process can change."""
     path = folder.path
-    before, config = (
-        load_config(TransferConfig, {}, file=path / "config.yaml", default_preset="", flags=flags)
-        for flags in (None, changes)
-    )
+    before, config = (load_run_config(TransferConfig, path, fields) for fields in (None, changes))
     changed = differences(before, config)
     longer = [
         key for key in LENGTHS if key in changed and None not in changed[key] and changed[key][0] < changed[key][1]
     ]
-    refused = {key: pair for key, pair in changed.items() if not key.startswith("run.") and key not in longer}
-    if refused:
-        told = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in refused.items())
-        raise CodoError(f"--resume {path}: a resumed run keeps its config ({told}); only run.* may change, epochs grow")
+    check_resumed(path, changed, longer)
     if folder.complete and not longer:
         raise CodoError(f"--resume {path}: the run is complete; ask for more epochs to continue it")
     then = folder.environment("data.fingerprint")
@@ -220,7 +214,7 @@ def _execute(
     if config.norm == "sync_bn" and world.size > 1:
         synchronise_bn(detector, hardware.device)
     detector.to(hardware.device).to(memory_format=torch.channels_last)
-    sides = config.detection.min_size[-1], config.detection.max_size
+    sides = config.detection.sides
     val_set = DetectionDataset(data.val, data.labels, *sides, train=False)
     train_set = DetectionDataset(
         data.train,
@@ -292,7 +286,7 @@ def load_detector(config: TransferConfig, data: Data) -> tuple[Detector, dict[st
         "weights": source.describe(),
         **coverage.as_dict(),
         "frozen_but_fresh": frozen_but_fresh(detector, coverage),
-        "proof": {**proof.as_dict(), "text": str(proof)},
+        "proof": {**asdict(proof), "text": str(proof)},
     }
 
 
@@ -312,7 +306,7 @@ def _first_image(config: TransferConfig, data: Data) -> torch.Tensor:
     error: CodoError | None = None
     for image in data.train.images:
         try:
-            pixels = read_image(image, config.detection.min_size[-1], config.detection.max_size)
+            pixels = read_image(image, *config.detection.sides)
             return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
         except ImageError as broken:
             error = broken

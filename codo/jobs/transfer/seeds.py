@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from codo.config.load import differences, load_config
+from codo.config.load import differences, load_run_config, told
 from codo.config.transfer import TransferConfig
 from codo.errors import CodoError
 from codo.jobs.transfer.finish import TransferResult
@@ -125,11 +125,9 @@ def _check_one_kind(summaries: Sequence[dict[str, Any]]) -> None:
 
 def _check_same(folder: Path, config: TransferConfig) -> None:
     """Refuse a folder with a run of another config; where and how it executes may differ."""
-    file = folder / "config.yaml"
-    if not file.is_file():
+    if not (folder / "config.yaml").is_file():
         return
-    before = load_config(TransferConfig, {}, file=file, default_preset="")
+    before = load_run_config(TransferConfig, folder)
     changed = {key: pair for key, pair in differences(before, config).items() if not key.startswith("run.")}
     if changed:
-        told = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
-        raise CodoError(f"{folder} holds a run of another config ({told}); name another --out")
+        raise CodoError(f"{folder} holds a run of another config ({told(changed)}); name another --out")

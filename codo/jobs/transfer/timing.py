@@ -42,7 +42,7 @@ def time_transfer(config: TransferConfig) -> float:
     hardware.apply()
     detector = fresh_detector(config, len(data.labels), *normalisation(None))
     detector.to(hardware.device).to(memory_format=torch.channels_last)
-    sides = config.detection.min_size[-1], config.detection.max_size
+    sides = config.detection.sides
     train_set = DetectionDataset(data.train, data.labels, *sides, train=True, seed=config.seed, masks=data.masks)
     few = replace(data.val, images=data.val.images[:IMAGES])
     val_set = DetectionDataset(few, data.labels, *sides, train=False)

@@ -68,7 +68,7 @@ class Coverage:
 def load_into_detector(detector: nn.Module, source: Source, load: Collection[str] = tuple(GROUPS)) -> Coverage:
     """Fill a detector's backbone, FPN and box head from `source`, tensor by tensor.
 
-    RPN and predictors stay fresh (method.md, section 5).
+    RPN, predictors and mask head always stay fresh.
 
     Args:
         detector: with torchvision's names, as `build_detector` gives it.

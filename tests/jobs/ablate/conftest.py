@@ -12,6 +12,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.parts import TINY_DETECTION
+
 BASE: dict[str, Any] = {
     "preset": "codo",
     "canvas": 64,
@@ -32,16 +34,7 @@ BASE: dict[str, Any] = {
 }
 
 TRANSFER: dict[str, Any] = {
-    "detection": {
-        "min_size": [64],
-        "max_size": 96,
-        "rpn_pre_nms_train": 50,
-        "rpn_pre_nms_test": 50,
-        "rpn_post_nms_train": 20,
-        "rpn_post_nms_test": 20,
-        "roi_batch_size": 8,
-        "score_threshold": 0.0,
-    },
+    "detection": TINY_DETECTION,
     "epochs": 2,
     "batch_size": 2,
     "optim": {"warmup_iterations": 2},

@@ -278,3 +278,40 @@ def test_a_transfer_without_the_area_gets_the_one_that_transfer_computes(tmp_pat
     assert _cell(plan, key, jobs, tmp_path, {}).metrics["curve_area"] == (10 * 10 + 30 * 30) / 40
     summary["curve_area"] = 5.0
     assert _cell(plan, key, jobs, tmp_path, {}).metrics["curve_area"] == 5.0
+
+
+def test_no_difference_needs_both_ends_of_the_interval_within_the_margin():
+    def verdict(*values):
+        return judge([of_differences("a", "r", dict(enumerate(values)), {})], 1.0)[0]
+
+    below = verdict(-2.0, -1.5, -0.8, 0.0, 0.3)  # about -2.0 to 0.4
+    assert below.low < -1 < below.high < 1
+    assert below.verdict == "not enough seeds to tell"
+    above = verdict(2.0, 1.5, 0.8, 0.0, -0.3)
+    assert above.verdict == "not enough seeds to tell"
+    wide = verdict(-0.7, 0.6, -0.5, 0.4, 0.1)  # wider than the margin, but inside it on either side
+    assert wide.high - wide.low > 1
+    assert max(-wide.low, wide.high) < 1
+    assert wide.verdict == "no difference shown"
+
+
+def test_the_margin_is_that_of_the_reference_everywhere():
+    small = {name: [v / 10 for v in values] for name, values in AP.items()}
+    a = analyse(grid(small, design="ladder"), "p")
+    assert a.margin == pytest.approx(0.05 * np.mean(small["full"]))
+    assert {c.margin for c in (*a.comparisons.values(), *a.steps)} == {a.margin}
+    values = {(x, y): [1.0 + x, 1.5 + y, 1.2] for x in (False, True) for y in (False, True)}
+    b = analyse(make_factorial(values, ["A", "B"]), "p")
+    assert b.margin < 1
+    assert {c.margin for c in b.effects} == {b.margin}
+    wild = a.comparisons["wild"]
+    assert wild.seeds_needed == seeds_for(wild.std, a.margin) > seeds_for(wild.std)
+    assert margin_of(spread(grid({"a": [-1.0, -2.0]}), "a", "p")) == 0.0
+
+
+def test_the_target_is_a_share_of_the_last_AP_and_an_AP_that_is_met_counts():
+    result = grid({"full": [3.0, 3.0], "less": [1.0, 2.0]})
+    for cell in result.cells[:2]:
+        cell.curve = [Point(step=i, epoch=i, AP=ap) for i, ap in enumerate([1.0, 9.0, 3.0])]
+    assert analyse(result, "p").reach.target == pytest.approx(0.9 * 3.0)
+    assert epochs_to(result.cells[0].curve, 9.0) == 1.0

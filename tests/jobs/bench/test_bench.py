@@ -26,14 +26,12 @@ from codo.jobs.bench.pretraining import compare, push, resident, time_loader, ti
 from codo.jobs.bench.run import bench
 from codo.jobs.bench.timing import Times, in_turns, repeated
 from codo.jobs.bench.verdict import costs, evaluation_remedy, sentence, step_remedy
-from codo.jobs.pretrain.build import build_dataset, find_sources
-from codo.jobs.pretrain.training import Run
 from codo.jobs.transfer.coco_metrics import coco_metrics
 from codo.jobs.transfer.data import load_data
 from codo.losses import KeyQueue
 from codo.runs.hardware import Hardware
 from tests.conftest import picture
-from tests.parts import TINY
+from tests.parts import TINY, run_of
 
 PEAKS = {"fp32_gflops": 100.0, "bf16_gflops": 200.0, "copy_gb_s": 5.0}
 ARCHITECTURE = {key.partition(".")[2]: TINY[key] for key in TINY if key.startswith(("model.b", "model.fpn"))}
@@ -41,8 +39,7 @@ ARCHITECTURE = {key.partition(".")[2]: TINY[key] for key in TINY if key.startswi
 
 @pytest.fixture
 def run(tiny):
-    config = tiny()
-    return Run(config, build_dataset(config, find_sources(config)))
+    return run_of(tiny())
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +132,7 @@ def test_the_step_is_timed_with_its_arithmetic_and_its_parts(run):
 def test_the_arithmetic_of_a_step_grows_with_the_canvas(tiny):
     def gflop(canvas):
         config = tiny(canvas=canvas, background=False, alignment=False, hierarchy=False)
-        return time_step(Run(config, build_dataset(config, find_sources(config))), PEAKS, 0.1)["gflop"]
+        return time_step(run_of(config), PEAKS, 0.1)["gflop"]
 
     assert gflop(128) / gflop(64) == pytest.approx(4, rel=0.02)
 
@@ -145,7 +142,7 @@ def test_the_arithmetic_of_a_step_grows_with_the_canvas(tiny):
 )
 def test_losses_of_every_kind_are_timed(tiny, fields):
     config = tiny(**{key.replace(".", "__"): value for key, value in fields.items()}, loss__predictor_hidden=16)
-    run = Run(config, build_dataset(config, find_sources(config)))
+    run = run_of(config)
     embedded = run.trainer.step(resident(run, next(run.batches(1))).views, 0, run.schedule).query
     queues = [module.keys for module in run.method.losses.modules() if isinstance(module, KeyQueue)]
     assert bool(queues) == (config.loss.form == "info_nce")
@@ -246,7 +243,7 @@ def test_waiting_is_said_with_the_remedy_though_the_step_limits(tiny, monkeypatc
 
 
 def test_the_command_says_what_limits_and_writes_all_figures(images, labelled, tmp_path, monkeypatch):
-    monkeypatch.setattr("codo.jobs.bench.run.bench.__kwdefaults__", {"seconds": 0.3, "say": lambda text: None})
+    monkeypatch.setattr("codo.jobs.bench.run.SECONDS", 0.3)
     monkeypatch.setattr("codo.jobs.bench.machine.SIDE", 256)
     monkeypatch.setattr("codo.jobs.bench.machine.COPIED", 2**20)
     sets = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]

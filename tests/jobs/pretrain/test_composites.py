@@ -36,7 +36,7 @@ def is_crop(exact):
 
 
 def test_without_the_switches_a_view_is_insloc_s_composite_bit_for_bit(tiny):
-    # Written out as method.md has it, from the view's own generator: crop, patch, background, place; then the jitter.
+    # Written out step by step, from the view's own generator: crop, patch, background, place; then the jitter.
     dataset = dataset_of(tiny(views=1, seed=4))
     assert dataset.sampler.view.soft_edge == 0
     for index in range(6):

@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,30 +20,7 @@ from codo.jobs.pretrain.training import Run
 from codo.losses import Embeddings, Loss
 from codo.runs.lock import held
 from codo.runs.record import RunFolder
-from tests.parts import tiny_config
-
-ROOT = Path(__file__).parents[3]
-
-
-def launch(processes: int, *arguments: str, **more) -> subprocess.Popen[str]:
-    runner = [sys.executable]
-    if processes > 1:
-        runner += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | more
-    return subprocess.Popen(
-        [*runner, str(ROOT / "cli.py"), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-    )
-
-
-def finish(process: subprocess.Popen[str], code: int | None = 0) -> str:
-    out, _ = process.communicate(timeout=120)
-    if code is not None:
-        assert process.returncode == code, out
-    return out
+from tests.parts import finish, launch, tiny_config
 
 
 def losses(out: Path) -> list[float]:

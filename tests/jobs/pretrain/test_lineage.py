@@ -1,4 +1,4 @@
-"""Presets are the literature: method.md, invariants 1 and 4."""
+"""Presets are the literature: InsLoc and MoCo v2 are settings of CoDo; each paper has its own samples and losses."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from codo.augment import AnchorJitter, box_iou
 from codo.config import load_pretrain_config
 from codo.config.presets import PRESETS
 from codo.jobs.pretrain.build import build_dataset, find_sources
-from codo.jobs.pretrain.training import Run
 from codo.losses import CosineLoss, KeyQueue
-from tests.parts import TINY, tiny_config
+from tests.parts import TINY, run_of, tiny_config
 
 SMALL = [name for name in PRESETS if name.endswith("-small")]
 
@@ -35,10 +34,6 @@ def shrunk(images, preset: str, **fields):
     sources = {"data.foregrounds": str(images / "foregrounds"), "data.backgrounds": str(images / "backgrounds")}
     groups = {"model.bn_groups": min(2, load_pretrain_config(preset=preset).model.bn_groups)}
     return load_pretrain_config(preset=preset, flags=sizes | sources | groups | fields)
-
-
-def run_of(config) -> Run:
-    return Run(config, build_dataset(config, find_sources(config)))
 
 
 def losses(config, steps: int = 2) -> list[float]:
@@ -87,7 +82,7 @@ def test_inslocs_samples_follow_its_distributions(images):
     boxes = np.array(exact)
     sides = boxes[:, 2:] - boxes[:, :2]
     root = np.sqrt(sides.prod(1))
-    # The oracles of method.md, section 6; the spread that 480 views of 12 foregrounds leave.
+    # What InsLoc's distributions give, within the spread that 480 views of 12 foregrounds leave.
     assert np.median(root) == pytest.approx(170, abs=8)
     assert (root**2).mean() / 256**2 == pytest.approx(0.45, abs=0.03)
     assert np.percentile(root, [5, 95]) == pytest.approx([129, 215], abs=9)

@@ -13,12 +13,9 @@ from codo.jobs.pretrain.training import Run
 from codo.losses import ImageLoss
 from codo.model import MomentumEncoder
 from codo.parts import Parts
+from tests.parts import run_of
 
 WIDE = {"optim.batch_size": 8, "mosaic": 2, "model.bn_groups": 2}
-
-
-def run_of(config):
-    return Run(config, build_dataset(config, find_sources(config)))
 
 
 def test_every_box_holds_on_the_canvas_what_it_held_in_its_view():

@@ -11,10 +11,11 @@ from codo.errors import CodoError
 from codo.jobs.pretrain.build import build_dataset, find_sources
 from codo.jobs.pretrain.method import Method, build_optimizer
 from codo.jobs.pretrain.training import Run
+from tests.parts import run_of
 
 
 def trained(config, steps=2):
-    run = Run(config, build_dataset(config, find_sources(config)))
+    run = run_of(config)
     batches = run.batches(steps)
     results = [run.advance(next(batches)) for _ in range(steps)]
     return run, results
@@ -34,7 +35,7 @@ def test_accumulation_changes_no_number(tiny, negatives):
 
 def test_accumulation_draws_the_same_dropout_in_both_of_its_passes(tiny):
     config, noise = tiny(**{"optim.batch_size": 8, "model.bn_groups": 2, "optim.accumulate": 2}), []
-    run = Run(config, build_dataset(config, find_sources(config)))
+    run = run_of(config)
     run.method.query_encoder.projector.register_forward_pre_hook(lambda *_: noise.append(torch.rand(()).item()))
     run.advance(next(run.batches(1)))
     first, second, *again = noise
@@ -51,7 +52,7 @@ def test_a_clipped_gradient_is_no_longer_than_the_bound(tiny):
     lengths = []
     for bound in (None, 0.01):
         config = tiny(**{"optim.clip_norm": bound, "optim.momentum": 0.0, "optim.weight_decay": 0.0, "optim.lr": 64.0})
-        run = Run(config, build_dataset(config, find_sources(config)))
+        run = run_of(config)
         before = [p.detach().clone() for p in run.method.query_encoder.parameters()]
         result = run.advance(next(run.batches(1)))
         moved = [(p.detach() - b).flatten() for p, b in zip(run.method.query_encoder.parameters(), before, strict=True)]
@@ -97,7 +98,7 @@ def test_only_the_first_step_compiles(tiny, monkeypatch):
     counting, compile_module = CompileCounter(), nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self: compile_module(self, backend=counting))
     config, seen = tiny(**{"run.compile": True}), []
-    run = Run(config, build_dataset(config, find_sources(config)))
+    run = run_of(config)
     batches = run.batches(3)
     for _ in range(3):
         run.advance(next(batches))

@@ -13,8 +13,8 @@ from lightly.models.utils import deactivate_requires_grad, update_momentum
 from torch import nn
 
 from codo.augment import finish_views
-from codo.jobs.pretrain.build import build_dataset, find_sources
 from codo.jobs.pretrain.training import Run
+from tests.parts import run_of
 
 STEPS = 3
 
@@ -23,7 +23,7 @@ def test_steps_of_moco_v2_equal_lightlys(tiny):
     off = {"background": False, "alignment": False, "hierarchy": False}
     fields = {"model.bn_groups": 1, "loss.negatives": "queue", "optim.nesterov": False, "optim.lr": 6.4}
     config = tiny(**off, **fields, **{"model.key_momentum": 0.9})
-    run = Run(config, build_dataset(config, find_sources(config)))
+    run = run_of(config)
     encoder = run.method.query_encoder
 
     # lightly's MoCo example: https://docs.lightly.ai/self-supervised-learning/examples/moco.html

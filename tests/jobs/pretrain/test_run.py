@@ -31,7 +31,7 @@ from codo.runs.record import RunFolder
 from codo.runs.repeat import bring_to_end
 from codo.runs.seed import generator
 from codo.runs.weights_file import read_weights
-from tests.parts import tiny_config
+from tests.parts import run_of, tiny_config
 
 TIMES = {"images_per_s", "data_wait"}
 
@@ -344,8 +344,7 @@ def test_backgrounds_are_not_asked_for_where_they_are_not_used(tiny, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tiny, tmp_path):
-    config = tiny()
-    run = Run(config, build_dataset(config, find_sources(config)))
+    run = run_of(tiny())
     with torch.no_grad():
         next(run.method.query_encoder.parameters()).fill_(float("nan"))
     folder = RunFolder.create(tmp_path / "nan", "pretrain")
@@ -378,8 +377,7 @@ def test_a_step_that_is_not_finite_leaves_the_last_checkpoint_and_what_replays_i
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_before_the_weights_are_touched(tiny, tmp_path):
-    config = tiny()
-    run = Run(config, build_dataset(config, find_sources(config)))
+    run = run_of(tiny())
     next(run.method.query_encoder.parameters()).register_hook(lambda g: g * float("inf"))
     before = [p.clone() for p in run.method.query_encoder.parameters()]
     with pytest.raises(CodoError, match=r"step 1: the gradient is not finite, though the loss is"):
@@ -462,8 +460,7 @@ def test_what_no_loss_trains_is_named(tiny, fields, untrained):
 
 @pytest.mark.parametrize("fields", [{}, {"loss.levels": [5]}, {"loss.level_weights": [1, 0, 1, 1], "loss.cell": 1}])
 def test_what_is_named_is_what_has_no_gradient(tiny, fields):
-    config = tiny(**fields)
-    run = Run(config, build_dataset(config, find_sources(config)))
+    run = run_of(tiny(**fields))
     run.trainer._finish = lambda result: None  # which would drop the gradients
     run.advance(next(run.batches(1)))
     blocks = run.method.query_encoder.backbone.fpn.layer_blocks
@@ -479,9 +476,7 @@ def test_what_is_named_is_what_has_no_gradient(tiny, fields):
     ],
 )
 def test_what_is_named_of_head_and_backbone_has_no_gradient(tiny, fields, part, prefix):
-    fields = {"model.box_head_convs": 4, **fields}
-    config = tiny(**fields)
-    run = Run(config, build_dataset(config, find_sources(config)))
+    run = run_of(tiny(**{"model.box_head_convs": 4, **fields}))
     run.trainer._finish = lambda result: None
     run.advance(next(run.batches(1)))
     named = [p for name, p in run.method.query_encoder.named_parameters() if name.startswith(prefix)]

@@ -10,19 +10,14 @@ from torch import nn
 from torchvision.ops import roi_align
 
 from codo.backbones import STRIDES
-from codo.jobs.pretrain.build import build_dataset, find_sources
 from codo.jobs.pretrain.method import Method
-from codo.jobs.pretrain.training import Run
 from codo.jobs.probe.features import embed, frozen, looks_at_the_box
+from tests.parts import run_of
 
 ALONE = {"hierarchy": False, "loss.instance": 0, "loss.stage": 1}
 NO_FPN = {"alignment": False, "hierarchy": False, "loss.image": 0, "loss.stage": 1}
 BOXES = torch.tensor([[4.0, 6, 60, 50], [-9, 0, 64, 64], [20, 20, 40, 44], [1, 2, 30, 60]])
 IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-
-
-def run_of(config):
-    return Run(config, build_dataset(config, find_sources(config)))
 
 
 def losses(config, steps=2):

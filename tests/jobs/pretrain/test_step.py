@@ -1,4 +1,4 @@
-"""The step: switches, determinism, the golden loss curve (method.md, invariants 2 and 4; house.md)."""
+"""The step: switches, determinism, the loss curves on record."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from codo.jobs.pretrain.loop import StepResult, level_boxes
 from codo.jobs.pretrain.schedule import Schedule
 from codo.jobs.pretrain.training import Run
 from codo.jobs.pretrain.watch import Shortcut
+from tests.parts import run_of
 
 SWITCHES = ["background", "alignment", "hierarchy"]
 
 
 def losses(config, steps=2):
-    run = Run(config, build_dataset(config, find_sources(config)))
+    run = run_of(config)
     batches = run.batches(steps)
     return [run.advance(next(batches)).loss for _ in range(steps)]
 
@@ -103,7 +104,7 @@ def test_the_key_pools_the_exact_box_and_the_query_a_jittered_one(tiny):
     config = tiny(views=2)
     views = build_dataset(config, find_sources(config))[(0, 1)].views
     assert not torch.equal(views.boxes[0], views.exact_boxes[0])
-    run, seen = Run(config, build_dataset(config, find_sources(config))), []
+    run, seen = run_of(config), []
     batch = next(run.batches(1))
     run.method.key_encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
     run.trainer.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
@@ -136,8 +137,7 @@ def test_patch_and_box_stay_together_through_the_flip(tiny):
 
 
 def test_multi_view_is_the_mean_over_the_queries(tiny):
-    config = tiny(views=2, **{"optim.lr": 1e-9})
-    run = Run(config, build_dataset(config, find_sources(config)))
+    run = run_of(tiny(views=2, **{"optim.lr": 1e-9}))
     batch = next(run.batches(1))
     both = run.advance(batch).loss
     singles = []
@@ -152,8 +152,7 @@ def test_multi_view_is_the_mean_over_the_queries(tiny):
 
 
 def test_loss_terms_add_up_with_their_weights(tiny):
-    config = tiny(**{"loss.image": 0.5, "loss.instance": 2.0})
-    run = Run(config, build_dataset(config, find_sources(config)))
+    run = run_of(tiny(**{"loss.image": 0.5, "loss.instance": 2.0}))
     result = run.advance(next(run.batches(1)))
     assert set(result.terms) == {"image", "instance", "level"}
     weighted = 0.5 * result.terms["image"] + 2 * result.terms["instance"] + result.terms["level"]
@@ -198,3 +197,10 @@ def test_the_shortcut_is_noticed():
         watch = Shortcut()
         assert not watch.update(result)
         assert any(watch.update(result) for _ in range(60)) is found
+
+
+def test_stairs_after_a_warm_up_that_ends_within_an_epoch_begin_at_the_peak(tiny):
+    fields = {"optim.epochs": 10, "optim.lr": 64.0, "optim.schedule": "epoch", "optim.warmup_epochs": 1.5}
+    schedule = Schedule(tiny(**fields), per_epoch=10)
+    assert [schedule.lr(step) for step in (15, 19)] == pytest.approx([1, 1])
+    assert schedule.lr(20) == schedule.lr(29) < 1

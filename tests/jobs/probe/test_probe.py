@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import resource
 import shutil
 import signal
 
@@ -392,15 +391,11 @@ def test_the_place_is_looked_at_before_the_work(finished, tmp_path, monkeypatch,
         assert f"{name}: {tmp_path / 'file'} is a file; choose another folder" in capsys.readouterr().err
 
 
-def test_a_disk_that_fills_up_leaves_the_figures(finished, tmp_path, capsys):
+def test_a_disk_that_fills_up_leaves_the_figures(finished, tmp_path, full_disk, capsys):
     few = ["--instances", "4", "--backgrounds-per-instance", "3"]
-    sheet, out, (soft, hard) = tmp_path / "a.png", tmp_path / "a.json", resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main(["probe", str(finished), *few, "--sheet", str(sheet), "--out", str(out)])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    sheet, out = tmp_path / "a.png", tmp_path / "a.json"
+    with full_disk(20_000), pytest.raises(SystemExit) as ended:
+        main(["probe", str(finished), *few, "--sheet", str(sheet), "--out", str(out)])
     captured = capsys.readouterr()
     assert ended.value.code == 2
     assert captured.err.strip().endswith(

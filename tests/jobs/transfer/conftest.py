@@ -18,6 +18,7 @@ from transfer_parts import ARCHITECTURE, encoder_state, metadata
 from codo.config.transfer import TransferConfig
 from codo.data.masks import to_rle
 from codo.runs.weights_file import save_weights
+from tests.parts import TINY_DETECTION
 
 CATEGORIES = [{"id": 90, "name": "dark square"}, {"id": 7, "name": "[light] square"}]
 COUNTS = {"train": 6, "val": 3}
@@ -64,16 +65,7 @@ def make_config(coco_root: Path) -> Callable[..., TransferConfig]:
         tree: dict[str, Any] = {
             "data": {"root": str(coco_root)},
             "architecture": ARCHITECTURE.model_dump(),
-            "detection": {
-                "min_size": [64],
-                "max_size": 96,
-                "rpn_pre_nms_train": 50,
-                "rpn_pre_nms_test": 50,
-                "rpn_post_nms_train": 20,
-                "rpn_post_nms_test": 20,
-                "roi_batch_size": 8,
-                "score_threshold": 0.0,
-            },
+            "detection": TINY_DETECTION,
             "optim": {"epochs": 2, "batch_size": 2, "lr": 0.02, "warmup_iterations": 2},
             "run": {"device": "cpu", "precision": "fp32", "workers": 0, "threads": 1, "log_every": 1},
         }

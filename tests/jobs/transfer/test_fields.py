@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import BaseModel
 
 from codo.config.transfer import TransferConfig
 from codo.jobs.transfer.caching import CachePlan, plan_cache
@@ -25,6 +24,7 @@ from codo.runs import hardware
 from codo.runs.hardware import Hardware
 from codo.runs.record import RunFolder
 from codo.runs.world import World
+from tests.parts import leaves
 
 CHANGED: dict[str, Any] = {
     "seed": 5,
@@ -85,14 +85,6 @@ RESOLVED: dict[str, tuple[Any, Callable[[TransferConfig], Any]]] = {
 
 WITH: dict[str, dict[str, Any]] = {"frozen_norm": {"freeze": ["backbone"]}, "load": {"weights": "PRETRAINED"}}
 """What a field needs beside it to matter."""
-
-
-def leaves(kind: type[BaseModel], prefix: str = "") -> list[str]:
-    names = []
-    for name, field in kind.model_fields.items():
-        nested = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        names += leaves(field.annotation, f"{prefix}{name}.") if nested else [prefix + name]
-    return names
 
 
 def test_every_field_is_listed() -> None:
@@ -156,7 +148,7 @@ def outcome(config: TransferConfig, folder: Path) -> tuple[Any, ...]:
     data = load_data(config)
     detector, _ = load_detector(config, data)
     machine = hardware_of(config)
-    sides = config.detection.min_size[-1], config.detection.max_size
+    sides = config.detection.sides
     train, val = (
         DetectionDataset(part, data.labels, *sides, train=training, flip_p=config.optim.flip_p, seed=config.seed)
         for part, training in ((data.train, True), (data.val, False))

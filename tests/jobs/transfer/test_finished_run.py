@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,6 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from transfer_parts import encoder_state, metadata
 
-from codo.cli import main
 from codo.config.transfer import TransferConfig
 from codo.data.coco import CocoDataset, load_coco
 from codo.errors import CodoError
@@ -29,12 +27,7 @@ from codo.jobs.transfer.finished import open_run
 from codo.jobs.transfer.predict import predict
 from codo.runs.hardware import available_cores
 from codo.runs.weights_file import read_weights, save_weights
-
-
-def codo(*arguments: str | Path) -> int:
-    with pytest.raises(SystemExit) as left:
-        main([*map(str, arguments)])
-    return int(left.value.code or 0)
+from tests.parts import codo
 
 
 @pytest.fixture(scope="module")
@@ -101,14 +94,10 @@ def test_the_place_is_looked_at_before_the_work(
 
 
 def test_a_disk_that_fills_up_leaves_the_metrics_on_the_screen(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, full_disk: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    try:
+    with full_disk(100):
         assert codo("evaluate", run, "--out", tmp_path / "out") == 2
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     captured = capsys.readouterr()
     assert "COCO box metrics" in captured.out
     assert "predictions.json: File too large" in captured.err

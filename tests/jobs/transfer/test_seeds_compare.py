@@ -12,22 +12,16 @@ from typing import Any
 import pytest
 from test_transfer_run import stop_after
 
-from codo.cli import main
 from codo.config.load import dump_yaml
 from codo.config.transfer import TransferConfig
 from codo.errors import CodoError, Interrupted
 from codo.jobs.transfer import transfer
 from codo.jobs.transfer.compare import compare
 from codo.jobs.transfer.seeds import summarise, transfer_seeds
+from tests.parts import codo
 
 Make = Callable[..., TransferConfig]
 SHORT = {"epochs": None, "iterations": 2, "batch_size": 2, "lr": 0.02, "warmup_iterations": 2}
-
-
-def codo(*arguments: str | Path) -> int:
-    with pytest.raises(SystemExit) as left:
-        main([*map(str, arguments)])
-    return int(left.value.code or 0)
 
 
 def test_seeds_go_on_where_they_were_stopped(

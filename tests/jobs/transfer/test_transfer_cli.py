@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from codo.cli import main
 from codo.cli.transfer import print_metrics
 from codo.config.transfer import TransferConfig
 from codo.jobs.transfer.coco_metrics import METRIC_NAMES
 from codo.jobs.transfer.run import TransferResult
 from codo.runs.console import console
+from tests.parts import codo
 
 TINY = [
     "--set", "detection={min_size: [64], max_size: 96, rpn_post_nms_train: 20, roi_batch_size: 8}",
@@ -16,26 +16,20 @@ TINY = [
 ]  # fmt: skip
 
 
-def codo(*arguments: str | Path) -> int:
-    with pytest.raises(SystemExit) as left:
-        main(["transfer", *map(str, arguments)])
-    return int(left.value.code or 0)
-
-
 def test_a_run_is_printed(
     coco_root: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    assert codo("--data", coco_root, "--weights", pretrained, "--epochs", "1", "--out", out, *TINY) == 0
+    assert codo("transfer", "--data", coco_root, "--weights", pretrained, "--epochs", "1", "--out", out, *TINY) == 0
     printed = capsys.readouterr().out
     assert "data: squares (simple layout), 6 training images (10 boxes, 1 images without)" in printed
     assert "box_head" in printed
     assert "largest relative difference" in printed
     assert "AP50" in printed
     assert "[light] square" in printed  # not taken for markup
-    assert codo("--resume", out) == 2
+    assert codo("transfer", "--resume", out) == 2
     assert "the run is complete" in capsys.readouterr().err
-    assert codo("--resume", out, "--epochs", "2") == 0
+    assert codo("transfer", "--resume", out, "--epochs", "2") == 0
     assert "resumed after step 2" in capsys.readouterr().out
 
 
@@ -43,12 +37,13 @@ def test_a_dry_run_trains_and_writes_nothing(
     coco_root: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    assert codo("--data", coco_root, "--weights", pretrained, "--out", out, "--dry-run", *TINY) == 0
+    assert codo("transfer", "--data", coco_root, "--weights", pretrained, "--out", out, "--dry-run", *TINY) == 0
     printed = capsys.readouterr().out
     assert "backbone: resnet10t" in printed
     assert "largest relative difference" in printed
     assert not out.exists()
-    assert codo("--data", coco_root, "--weights", pretrained, "--load", "backbone, fpn", "--dry-run", *TINY) == 0
+    part = ["--weights", pretrained, "--load", "backbone, fpn"]
+    assert codo("transfer", "--data", coco_root, *part, "--dry-run", *TINY) == 0
     printed = capsys.readouterr().out
     assert "left out" in printed
     assert [
@@ -60,7 +55,7 @@ def test_a_dry_run_trains_and_writes_nothing(
 def test_a_schedule_that_is_mostly_warm_up_is_warned_of(coco_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for warmup, warned in ((4, True), (3, False)):
         steps = ["--epochs", "3", "--set", f"optim.warmup_iterations={warmup}"]  # 6 steps
-        assert codo("--data", coco_root, "--weights", "none", "--dry-run", *steps, *TINY) == 0
+        assert codo("transfer", "--data", coco_root, "--weights", "none", "--dry-run", *steps, *TINY) == 0
         out, err = capsys.readouterr()
         assert (f"{warmup} of 6 steps are warm-up" in " ".join((out + err).split())) is warned
 
@@ -68,7 +63,7 @@ def test_a_schedule_that_is_mostly_warm_up_is_warned_of(coco_root: Path, capsys:
 def test_a_probe_of_random_parts_is_warned_of_and_recorded(
     coco_root: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    probe = ["--data", coco_root, "--protocol", "probe", *TINY]
+    probe = ["transfer", "--data", coco_root, "--protocol", "probe", *TINY]
     out, statistics = tmp_path / "run", "statistics that nothing has learnt"
     assert codo(*probe, "--weights", pretrained, "--load", "backbone", "--out", out, "--epochs", "1") == 0
     said = " ".join(capsys.readouterr().err.split())
@@ -109,7 +104,7 @@ def test_the_length_of_the_schedule(
         raise SystemExit(0)
 
     monkeypatch.setattr("codo.jobs.transfer.transfer", stand_in)
-    assert codo(*flags) == 0
+    assert codo("transfer", *flags) == 0
     assert (seen[0].optim.epochs, seen[0].optim.iterations) == (epochs, iterations)
 
 
@@ -141,7 +136,7 @@ def test_mistakes_end_in_one_line_and_exit_code_2(
     flags: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert codo(*flags) == 2
+    assert codo("transfer", *flags) == 2
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,8 +16,7 @@ from codo.jobs.transfer.run import fresh_detector
 from codo.runs.hardware import Hardware
 from codo.runs.weights_file import read_weights
 from codo.runs.world import World
-
-ROOT = Path(__file__).parents[3]
+from tests.parts import finish, launch
 
 
 @pytest.mark.parametrize("norm", ["sync_bn", "bn"])
@@ -29,30 +24,15 @@ def test_two_processes_share_batches_and_evaluation(make_config, tmp_path, norm)
     config = make_config(norm=norm, optim={"epochs": 2, "batch_size": 4, "lr": 0.02, "warmup_iterations": 2})
     file, out = tmp_path / "config.yaml", tmp_path / "run"
     file.write_text(dump_yaml(config))
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        str(ROOT / "cli.py"),
-    ]
-    ran = subprocess.run(
-        [*command, "transfer", "--config", str(file), "--out", str(out)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=150,
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.count("COCO box metrics") == 1
+    said = finish(launch(2, "transfer", "--config", str(file), "--out", str(out)))
+    assert said.count("COCO box metrics") == 1
     summary = json.loads((out / "summary.json").read_text())
     assert summary["steps"] == 4
     # The detector, evaluated by one process, finds what two found together.
     data = load_data(config)
     detector = fresh_detector(config, len(data.labels), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     detector.load_state_dict(read_weights(out / "weights.safetensors")[0])
-    sides = config.detection.min_size[-1], config.detection.max_size
+    sides = config.detection.sides
     val = DetectionDataset(data.val, data.labels, *sides, train=False)
     alone = evaluate(detector, val, list(data.labels), Hardware.resolve(config.run, heavy_loading=False))
     together = json.loads((out / "predictions.json").read_text())
@@ -74,16 +54,8 @@ def test_two_processes_probe_in_parts(make_config, pretrained, tmp_path):
     config = make_config(weights=str(pretrained), freeze=["backbone", "fpn", "box_head"], optim=optim, norm="sync_bn")
     file, out = tmp_path / "config.yaml", tmp_path / "run"
     file.write_text(dump_yaml(config))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    ran = subprocess.run(
-        [*launcher, str(ROOT / "cli.py"), "transfer", "--config", str(file), "--out", str(out)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=150,
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert "not kept (several processes)" in ran.stdout
+    said = finish(launch(2, "transfer", "--config", str(file), "--out", str(out)))
+    assert "not kept (several processes)" in said
     before, after = (read_weights(path / "weights.safetensors")[0] for path in (pretrained, out))
     assert all(torch.equal(after[f"backbone.{n}"], before[f"backbone.{n}"]) for n in ("body.bn1.running_mean",))
     losses = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines() if "loss" in line]

@@ -39,8 +39,8 @@ class RequeuedWork(Work):
         """Have the job save, shortly before Slurm ends it, and say what to submit in its place."""
         from submitit.helpers import DelayedSubmission
 
-        again = self.leave()
-        return DelayedSubmission(RequeuedWork(again.folder, again.environment, again.processes, again.cwd))
+        self.leave()
+        return DelayedSubmission(RequeuedWork(self.folder, self.environment, self.processes, self.cwd))
 
 
 class SlurmExecutor:

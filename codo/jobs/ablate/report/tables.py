@@ -193,8 +193,7 @@ def terminal_table(results: Results, analyses: list[Analysis]) -> RenderableType
         table.add_column("verdict")
         for row in results.rows:
             values, c = a.spreads[row.name], a.comparisons.get(row.name)
-            count = f"{values.n} of {values.n + len(values.absent)}" if values.absent else str(values.n)
-            fields = [row.name, plus_minus(values), count]
+            fields = [row.name, plus_minus(values), values.short_count]
             fields += [difference(c), p_value(c.p_holm), _verdict(c)] if c else ["reference", "", ""]
             table.add_row(*map(Text, fields), style=styles.get(c.verdict, "") if c else "bold")
         parts.append(table)

@@ -119,9 +119,9 @@ def seeds(n: int, expected: int) -> str:
     return f"n = {n}" if n == expected else f"n = {n} of {expected}"
 
 
-def interval(low: float | None, high: float | None, digits: int = 2) -> str:
+def interval(low: float | None, high: float | None) -> str:
     """Write an interval; empty if there is none."""
-    return f"[{number(low, digits)}, {number(high, digits)}]" if low is not None and high is not None else ""
+    return f"[{number(low)}, {number(high)}]" if low is not None and high is not None else ""
 
 
 def difference(c: Comparison) -> str:
