@@ -54,8 +54,8 @@ def bench(
     if World.of_environment().size > 1:
         raise CodoError("bench measures one process; start it without torchrun")
     check_parts(config, Parts(), World())
+    data = load_data(transfer) if transfer is not None else None  # first, as the sources may be rendered
     sources = find_sources(config)
-    data = load_data(transfer) if transfer is not None else None
     run = Run(config, build_dataset(config, sources))
     about = machine(run.hardware.device)
     say("the machine's peaks")
