@@ -54,10 +54,10 @@ def bench_command(
         transfer = detector_config(config, data, transfer_preset, transfer_config, transfer_sets)
 
     from codo.jobs.bench.run import bench
-    from codo.runs.console import console, errors
+    from codo.runs.console import console, stderr
     from codo.runs.files import write_json
 
-    found = bench(config, transfer, say=lambda text: errors.print(f"measuring {text}", markup=False))
+    found = bench(config, transfer, say=lambda text: stderr.print(f"measuring {text}", markup=False))
     for name, text in lines(found).items():
         console.print(f"{name:<12}{text}", markup=False)
     console.print(found["sentence"], markup=False)

@@ -10,7 +10,7 @@ REFERENCE_LR = 0.02
 """lr of the schedules at batch 16 (detectron2)."""
 
 
-class Schedule(NamedTuple):
+class DetectorSchedule(NamedTuple):
     """A schedule at batch 16.
 
     Attributes:
@@ -23,10 +23,10 @@ class Schedule(NamedTuple):
 
 
 SCHEDULES = {
-    "1x": Schedule(90_000, (2 / 3, 8 / 9)),  # detectron2: lr falls after 60k and 80k of 90k
-    "2x": Schedule(180_000, (2 / 3, 8 / 9)),  # twice as long: after 120k and 160k of 180k
+    "1x": DetectorSchedule(90_000, (2 / 3, 8 / 9)),  # detectron2: lr falls after 60k and 80k of 90k
+    "2x": DetectorSchedule(180_000, (2 / 3, 8 / 9)),  # twice as long: after 120k and 160k of 180k
     # Ours: short, after 9k and 11k, as MoCo's 24k on VOC after 18k and 22k (from memory).
-    "12k": Schedule(12_000, (3 / 4, 11 / 12)),
+    "12k": DetectorSchedule(12_000, (3 / 4, 11 / 12)),
 }
 """Schedules by name."""
 SCHEDULE_WARMUP = 1000

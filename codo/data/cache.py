@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import PIL
 
-from codo.data.files import ImageSet, Source, as_image_set
+from codo.data.files import ImageSet, ImageSource, as_image_set
 from codo.data.images import ImageError, decode_content, image_size, read_content, resize
 from codo.data.pool_file import (
     FORMAT,
@@ -94,7 +94,7 @@ class Target:
         scale = min(1.0, self.side / min(width, height))
         return max(1, round(width * scale)), max(1, round(height * scale))
 
-    def load(self, source: Source, content: bytes | None = None) -> np.ndarray:
+    def load(self, source: ImageSource, content: bytes | None = None) -> np.ndarray:
         """Decode (from `content`, where it has been read) and resize to `(H, W, 3) uint8`; raises `ImageError`."""
         content = read_content(source) if content is None else content
         image = decode_content(content, source, self.decoded_side)
@@ -128,7 +128,7 @@ class ImagePool:
         self._held = held
         self._pixels: np.ndarray | None = None
         self.paths: ImageSet[Any] = images
-        self.broken: list[tuple[Source, str]] = []
+        self.broken: list[tuple[ImageSource, str]] = []
         if held is not None:
             if len(held.source) < len(images):
                 self.paths = images.take(held.source)
@@ -138,7 +138,7 @@ class ImagePool:
     @classmethod
     def build(
         cls,
-        images: Sequence[Source],
+        images: Sequence[ImageSource],
         *,
         square: int | None = None,
         short_side: int | None = None,
@@ -335,7 +335,7 @@ def pool_key(images: ImageSet[Any], target: Target) -> str:
 def _decode_all(images: ImageSet[Any], target: Target, first: int) -> Generator[Decoded, None, None]:
     """Decode in order, on one thread a core (Pillow and torch let go of the GIL), a few images ahead of the writer."""
 
-    def load(source: Source) -> Decoded:
+    def load(source: ImageSource) -> Decoded:
         source_hash = NO_HASH
         try:
             content = read_content(source)

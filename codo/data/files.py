@@ -47,18 +47,18 @@ class Member:
         return f"{self.shard}:{self.member}"
 
 
-Source = Path | Member
+ImageSource = Path | Member
 """Where one image's bytes are."""
 
-S = TypeVar("S", bound=Source, covariant=True)
+S = TypeVar("S", bound=ImageSource, covariant=True)
 
 
-def read_source(source: Source) -> bytes:
+def read_source(source: ImageSource) -> bytes:
     """Read an image's bytes; raises `OSError`."""
     return source.read_bytes() if isinstance(source, Member) else Path(source).read_bytes()
 
 
-def source_size(source: Source) -> int:
+def source_size(source: ImageSource) -> int:
     """Look up the number of an image's bytes; raises `OSError`."""
     return source.size if isinstance(source, Member) else os.path.getsize(source)
 
@@ -134,7 +134,7 @@ class ImageSet(Sequence[S], Generic[S]):
         """Give the arrays that `unpack` makes it of again, on this machine."""
 
     @abstractmethod
-    def _make(self, index: int) -> Source:
+    def _make(self, index: int) -> ImageSource:
         """Make the image at an index."""
 
     @abstractmethod
@@ -260,7 +260,7 @@ def _text(array: np.ndarray) -> str:
     return array.tobytes().decode("utf-8", "surrogateescape")
 
 
-def data_fingerprint(images: Sequence[Source]) -> str:
+def data_fingerprint(images: Sequence[ImageSource]) -> str:
     """Fingerprint a set of images by their names and sizes.
 
     Names are relative to the files' common folder and times are left out, so that a copy elsewhere keeps its
@@ -289,7 +289,7 @@ def as_image_set(images: Sequence[Any]) -> ImageSet[Any]:
     return images if isinstance(images, ImageSet) else ImageFiles.of(images)
 
 
-def relative_names(images: Sequence[Source]) -> list[str]:
+def relative_names(images: Sequence[ImageSource]) -> list[str]:
     """Name images by their posix paths relative to the deepest folder that holds them all."""
     if not images:
         return []

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from codo.data.files import ImageFiles, Member, Source, read_source, source_size
+from codo.data.files import ImageFiles, ImageSource, Member, read_source, source_size
 from codo.errors import CodoError
 
 SUFFIXES: tuple[str, ...] = (
@@ -110,7 +110,7 @@ def list_images(folder: Path) -> ImageFiles:
     return images
 
 
-def decode(path: Source, min_side: int | None = None) -> np.ndarray:
+def decode(path: ImageSource, min_side: int | None = None) -> np.ndarray:
     """Decode one image file of any kind to RGB.
 
     EXIF orientation is applied. Alpha and transparent palette entries are composited on white. 16-bit grey is scaled
@@ -133,19 +133,19 @@ def decode(path: Source, min_side: int | None = None) -> np.ndarray:
         return _decode_bytes(read_source(path), min_side)
 
 
-def decode_content(content: bytes, path: Source, min_side: int | None = None) -> np.ndarray:
+def decode_content(content: bytes, path: ImageSource, min_side: int | None = None) -> np.ndarray:
     """Decode the bytes that were read from `path`; see `decode`."""
     with _refusing(path):
         return _decode_bytes(content, min_side)
 
 
-def read_content(path: Source) -> bytes:
+def read_content(path: ImageSource) -> bytes:
     """Read an image's bytes; raises `ImageError`."""
     with _refusing(path):
         return read_source(path)
 
 
-def image_size(path: Source) -> tuple[int, int]:
+def image_size(path: ImageSource) -> tuple[int, int]:
     """Read (width, height) from the header alone; EXIF may swap them in what `decode` gives. Raises `ImageError`."""
     with _refusing(path), _quiet():
         file = io.BytesIO(path.read_bytes()) if isinstance(path, Member) else path
@@ -197,7 +197,7 @@ def _crop(image: np.ndarray, box: tuple[float, float, float, float]) -> np.ndarr
 
 
 @contextmanager
-def _refusing(path: Source) -> Iterator[None]:
+def _refusing(path: ImageSource) -> Iterator[None]:
     """Turn whatever reading a picture raises into an `ImageError` of one line that begins with its path."""
     try:
         yield

@@ -20,7 +20,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from codo.data.files import ImageFiles, ImageSet, ShardImages, Source
+from codo.data.files import ImageFiles, ImageSet, ImageSource, ShardImages
 from codo.errors import CodoError
 
 FORMAT = 2
@@ -340,6 +340,6 @@ def read_index(file: Path) -> tuple[int, dict[str, np.ndarray]] | None:
         return None
 
 
-def sources_of(index: dict[str, np.ndarray]) -> ImageSet[Source]:
+def sources_of(index: dict[str, np.ndarray]) -> ImageSet[ImageSource]:
     """Make the list of images that a file was built from."""
     return ShardImages.unpack(index) if "shards" in index else ImageFiles.unpack(index)

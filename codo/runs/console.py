@@ -24,7 +24,7 @@ class _Console(Console):
 console = _Console(highlight=False, soft_wrap=True)
 """Where results go: standard output."""
 
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 """Where progress, warnings and errors go: standard error."""
 
 PLAIN_SECONDS = 10.0
@@ -33,7 +33,7 @@ PLAIN_SECONDS = 10.0
 
 def hush() -> None:
     """Show nothing more in this process, which is not the first of several."""
-    console.quiet = errors.quiet = True
+    console.quiet = stderr.quiet = True
 
 
 def duration(seconds: float) -> str:
@@ -59,14 +59,14 @@ class JobProgress:
         self.total, self.description, self.first = total, description, done
         self._start = self._last_plain = time.monotonic()
         self._progress: Progress | None = None
-        if errors.is_terminal:
+        if stderr.is_terminal:
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[figures]}", markup=False),
                 TimeElapsedColumn(),
-                console=errors,
+                console=stderr,
             )
             self._task = self._progress.add_task(description, total=total, completed=done, figures="")
 
@@ -91,11 +91,11 @@ class JobProgress:
             self._progress.update(self._task, completed=step, figures=text)
         elif step == self.total or time.monotonic() - self._last_plain >= PLAIN_SECONDS:
             self._last_plain = time.monotonic()
-            errors.print(f"{self.description} {step}/{self.total}  {text}", markup=False)
+            stderr.print(f"{self.description} {step}/{self.total}  {text}", markup=False)
 
     def note(self, text: str) -> None:
         """Print a line above the display."""
-        (self._progress.console if self._progress else errors).print(text, markup=False)
+        (self._progress.console if self._progress else stderr).print(text, markup=False)
 
 
 def counter(description: str) -> Callable[[int, int], None]:
@@ -105,9 +105,9 @@ def counter(description: str) -> Callable[[int, int], None]:
 
     def show(done: int, total: int) -> None:
         nonlocal last
-        if errors.is_terminal:
+        if stderr.is_terminal:
             if not state:
-                bar = Progress(TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), console=errors)
+                bar = Progress(TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), console=stderr)
                 bar.add_task(description, total=total)
                 bar.start()
                 state["bar"] = bar
@@ -115,19 +115,19 @@ def counter(description: str) -> Callable[[int, int], None]:
             if done >= total:
                 state["bar"].stop()
         elif done >= total:
-            errors.print(f"{description}: {total}", markup=False)
+            stderr.print(f"{description}: {total}", markup=False)
         elif time.monotonic() - last >= PLAIN_SECONDS:
             last = time.monotonic()
-            errors.print(f"{description}: {done} of {total}", markup=False)
+            stderr.print(f"{description}: {done} of {total}", markup=False)
 
     return show
 
 
 def say(text: str) -> None:
     """Print what a job does meanwhile."""
-    errors.print(text, markup=False)
+    stderr.print(text, markup=False)
 
 
 def warn(text: str) -> None:
     """Print a warning."""
-    errors.print(Text("warning:", "yellow"), Text(text))
+    stderr.print(Text("warning:", "yellow"), Text(text))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from codo.errors import CodoError
 
-NAME = "lock"
+LOCK_FILE = "lock"
 """Of the file in the folder."""
 
 
@@ -31,7 +31,7 @@ class Lock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.file = folder / NAME
+        self.file = folder / LOCK_FILE
         self.descriptor = _take(folder)
         while not self._is_there():  # it was removed between its opening and its locking
             self.leave()
@@ -142,7 +142,7 @@ def _take(folder: Path) -> int:
     """Open and lock the file in a folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise CodoError(f"cannot write {folder}: {error.strerror}") from error
     try:
@@ -153,7 +153,7 @@ def _take(folder: Path) -> int:
         raise Held(folder, holder) from None
     except OSError as error:
         os.close(descriptor)
-        (folder / NAME).unlink(missing_ok=True)
+        (folder / LOCK_FILE).unlink(missing_ok=True)
         raise NoLocks(f"cannot lock {folder}: {error.strerror}; choose an --out on another disk") from error
     return descriptor
 

@@ -29,7 +29,7 @@ from codo.config.load import dump_yaml
 from codo.errors import CodoError
 from codo.runs.files import blocking_file, write_json, write_text
 from codo.runs.hardware import Hardware
-from codo.runs.lock import NAME
+from codo.runs.lock import LOCK_FILE
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "pycocotools", "hotcoco", "pydantic", "safetensors")
 
@@ -59,7 +59,8 @@ class RunFolder:
             return
         if file := blocking_file(out / "config.yaml"):
             raise CodoError(f"--out {out}: {file} is a file; name another folder")
-        if os.path.isdir(out) and any(file.name != NAME for file in out.iterdir()):  # that alone: of a killed process
+        # The lock alone: of a killed process.
+        if os.path.isdir(out) and any(file.name != LOCK_FILE for file in out.iterdir()):
             more = resumable and (out / "config.yaml").is_file()
             how = f"--resume {shlex.quote(str(out))}"
             told = f", or continue that run with {how}"

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from codo.runs.lock import NAME, held
+from codo.runs.lock import LOCK_FILE, held
 from codo.runs.record import read_json
 
-BEGUN = {NAME, "config.yaml", "environment.json", "coverage.json", "metrics.jsonl"}
+BEGUN = {LOCK_FILE, "config.yaml", "environment.json", "coverage.json", "metrics.jsonl"}
 """What a run may have written before its first checkpoint."""
 
 
@@ -40,7 +40,7 @@ def bring_to_end(
         if _beginning(folder):
             with held(folder):
                 for file in _beginning(folder):  # looked at again: now nobody writes there
-                    if file.name != NAME:
+                    if file.name != LOCK_FILE:
                         file.unlink()
         start()
     return read_json(folder / "summary.json")

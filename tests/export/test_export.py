@@ -34,7 +34,7 @@ from codo.jobs.transfer.proof import normalisation
 from codo.jobs.transfer.run import fresh_detector
 from codo.jobs.transfer.weights import load_into_detector
 from codo.runs.weights_file import save_weights
-from codo.weights import read_source
+from codo.weights import read_pretrained
 from tests.jobs.transfer.transfer_parts import encoder_state, metadata
 
 RESNET50 = ArchitectureSection()
@@ -94,7 +94,7 @@ def full_scale(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def encoder(run: Path, architecture: ArchitectureSection) -> tuple[Backbone, nn.Module]:
     """Build backbone and box head from a run without any of the code that exports."""
-    state = read_source(str(run)).state
+    state = read_pretrained(str(run)).state
     backbone = Backbone(architecture.backbone, architecture.fpn_channels)
     a = architecture
     head = box_head(a.fpn_channels, a.box_head_fc, conv_channels=a.box_head_channels, convs=a.box_head_convs)
@@ -283,7 +283,7 @@ def test_detectron2s_file(full_scale: Path, tmp_path: Path) -> None:
     model = content["model"]
     assert sorted(model) == sorted(detectron2_names())
     assert all(type(value) is np.ndarray for value in model.values())
-    state = read_source(str(full_scale)).state
+    state = read_pretrained(str(full_scale)).state
     for theirs, ours in {
         "backbone.bottom_up.stem.conv1.norm.running_var": "backbone.body.bn1.running_var",
         "backbone.bottom_up.res3.2.conv3.norm.bias": "backbone.body.layer2.2.bn3.bias",
@@ -320,7 +320,7 @@ def test_mmdetections_file(full_scale: Path, tmp_path: Path) -> None:
     assert content.keys() == {"state_dict", "meta"}
     tensors = content["state_dict"]
     assert sorted(tensors) == sorted(mmdetection_names())
-    state = read_source(str(full_scale)).state
+    state = read_pretrained(str(full_scale)).state
     for theirs, ours in {
         "backbone.layer3.0.downsample.1.weight": "backbone.body.layer3.0.downsample.1.weight",
         "neck.lateral_convs.0.conv.weight": "backbone.fpn.inner_blocks.0.0.weight",
@@ -345,7 +345,7 @@ def test_mmdetections_file(full_scale: Path, tmp_path: Path) -> None:
 
 def initial_detector(weights: Path, load: tuple[str, ...]) -> dict[str, Tensor]:
     config = TransferConfig.model_validate({"architecture": SMALL, "weights": str(weights), "load": load})
-    source = read_source(config.weights, config.architecture.backbone)
+    source = read_pretrained(config.weights, config.architecture.backbone)
     detector = fresh_detector(config, 3, *normalisation(source))
     coverage = load_into_detector(detector, source, config.load)
     assert all(coverage.groups[group].complete and not coverage.groups[group].unexpected for group in load)
@@ -377,7 +377,7 @@ def test_without_alignment_the_backbone_is_all_there_is(format: str, tmp_path: P
 
 def load_into_detector_of(file: Path) -> Any:
     detector = build_detector(TransferConfig(architecture=SMALL, weights="some"), 3)
-    return load_into_detector(detector, read_source(str(file), "resnet18")).groups["backbone"]
+    return load_into_detector(detector, read_pretrained(str(file), "resnet18")).groups["backbone"]
 
 
 def test_a_one_stage_detector_gives_p3_to_p5(tmp_path: Path) -> None:
@@ -454,7 +454,7 @@ def test_what_is_there_is_overwritten_by_force_alone(format: str, run: Path, tmp
         export_run(run, format, file)
     assert kept.read_text() == "mine"
     export_run(run, format, file, force=True)
-    assert read_source(str(file), "resnet18").state
+    assert read_pretrained(str(file), "resnet18").state
     assert not list(tmp_path.rglob("*.tmp"))
 
 

@@ -32,7 +32,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     file = io.StringIO()
-    monkeypatch.setattr(module, "errors", Console(file=file, force_terminal=False, highlight=False, soft_wrap=True))
+    monkeypatch.setattr(module, "stderr", Console(file=file, force_terminal=False, highlight=False, soft_wrap=True))
     return file
 
 
@@ -41,7 +41,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     file = io.StringIO()
     options = {"force_terminal": True, "width": 150, "highlight": False, "soft_wrap": True, "color_system": None}
     shown = Console(file=file, _environ={"TERM": "xterm"}, **options)
-    monkeypatch.setattr(module, "errors", shown)
+    monkeypatch.setattr(module, "stderr", shown)
     return file
 
 

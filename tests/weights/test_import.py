@@ -23,7 +23,7 @@ from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.detectors import build_detector
 from codo.jobs.transfer.proof import prove
 from codo.jobs.transfer.weights import Coverage, load_into_detector
-from codo.weights import Source, read_source
+from codo.weights import Pretrained, read_pretrained
 
 SMALL = {"fpn_channels": 16, "box_head_convs": 2, "box_head_channels": 16, "box_head_fc": 32}
 RESNET18 = ArchitectureSection(backbone="resnet18", **SMALL)
@@ -70,9 +70,9 @@ def stages(resnet: Any, images: Tensor) -> list[Tensor]:
     return found
 
 
-def load(path: Path, detector: Detector | None = None) -> tuple[Detector, Source, Coverage]:
+def load(path: Path, detector: Detector | None = None) -> tuple[Detector, Pretrained, Coverage]:
     detector = detector or detector_of()
-    source = read_source(str(path), "resnet18")
+    source = read_pretrained(str(path), "resnet18")
     return detector, source, load_into_detector(detector, source)
 
 
@@ -171,7 +171,7 @@ def test_other_timm_models_have_their_own_names(tmp_path: Path, name: str) -> No
     model = shaken(timm.create_model(name))
     torch.save(model.state_dict(), tmp_path / "model.pth")
     architecture = ArchitectureSection(backbone=name, **SMALL)
-    source = read_source(str(tmp_path / "model.pth"), name)
+    source = read_pretrained(str(tmp_path / "model.pth"), name)
     detector = detector_of(architecture)
     coverage = load_into_detector(detector, source)
     assert coverage.groups["backbone"].complete
@@ -211,7 +211,7 @@ def test_torchvisions_older_detectors(tmp_path: Path, resnet: nn.Module) -> None
 
 def test_a_pyramid_from_p3_is_not_taken_for_one_from_p2(tmp_path: Path, resnet: nn.Module) -> None:
     torch.save(without_fc(resnet.state_dict()), tmp_path / "plain.pth")
-    body = read_source(str(tmp_path / "plain.pth")).state
+    body = read_pretrained(str(tmp_path / "plain.pth")).state
     for library, inner, outer in (
         ("torchvision", "backbone.fpn.inner_blocks.{}.0.weight", "backbone.fpn.layer_blocks.{}.0.weight"),
         ("mmdetection", "neck.lateral_convs.{}.conv.weight", "neck.fpn_convs.{}.conv.weight"),
@@ -333,18 +333,18 @@ def test_what_a_pickle_may_not_hold(tmp_path: Path) -> None:
     for message, content in cases.items():
         file.write_bytes(pickle.dumps({"model": content}, 4))
         with pytest.raises(CodoError, match=message) as caught:
-            read_source(str(file))
+            read_pretrained(str(file))
         assert "\n" not in str(caught.value)
     assert not proof.exists()
     # numpy.dtype itself, with the state (None, {"array": 1}): a plain unpickler would set its attribute.
     file.write_bytes(b"cnumpy\ndtype\n(N(S'array'\nI1\ndtb.")
     with pytest.raises(CodoError, match="it changes what is no array"):
-        read_source(str(file))
+        read_pretrained(str(file))
     whole = pickle.dumps({"a": np.arange(1000.0)}, 4)
     for broken in (whole[:-500], b"hello", b"", whole.replace(b"M\xe8\x03", b"M\xe9\x03")):  # a thousand and one
         file.write_bytes(broken)
         with pytest.raises(CodoError, match=r"evil\.pkl is (refused|not a whole pickle)") as caught:
-            read_source(str(file))
+            read_pretrained(str(file))
         assert "\n" not in str(caught.value)
 
 
@@ -375,7 +375,7 @@ def test_settings_beside_the_tensors_are_passed_over(
             assert load(file)[2].groups["backbone"].complete
         else:
             with pytest.raises(CodoError, match=r"plain tensors .* it wants trojan\._History"):
-                read_source(str(file))
+                read_pretrained(str(file))
 
 
 def test_what_is_not_the_backbone_is_refused(tmp_path: Path, resnet: nn.Module) -> None:

@@ -46,7 +46,7 @@ class DataHashes:
         except CodoError as error:
             field_named = next((n for n in ("foregrounds", "backgrounds") if str(error).startswith(f"data.{n}")), None)
             keys = _keys(field_named, row) if field_named else self._keys_of(str(error), row)
-            raise self.grid.source.error(keys, str(error)) from None
+            raise self.grid.yaml.error(keys, str(error)) from None
         return name
 
     def of_transfer(self, config: TransferConfig, protocol: str) -> str:
@@ -63,7 +63,7 @@ class DataHashes:
             except CodoError as error:
                 own = "data" in self.grid.file.transfer[protocol]
                 keys = ("transfer", protocol, "data") if own else ("data", "backgrounds")
-                raise self.grid.source.error(keys, str(error)) from None
+                raise self.grid.yaml.error(keys, str(error)) from None
         return self._known[key]
 
     def of_probes(self) -> str:
@@ -72,7 +72,7 @@ class DataHashes:
         for name in ("foregrounds", "backgrounds"):
             if (place := getattr(data, name)) is not None and is_shards(place):
                 text = f"{place}: probes look at folders of images, these are shards; set probes: false"
-                raise self.grid.source.error(("data", name), text)
+                raise self.grid.yaml.error(("data", name), text)
         paths: Sequence[Path] = ()
         labels = None
         if data.foregrounds is not None:

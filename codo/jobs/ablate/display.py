@@ -13,7 +13,7 @@ from rich.text import Text
 from codo.jobs.ablate.jobs import JobFolder
 from codo.jobs.ablate.plan import CellKey, Plan
 from codo.jobs.ablate.work import progress
-from codo.runs.console import duration, errors
+from codo.runs.console import duration, stderr
 
 REFRESH_SECONDS = 1.0
 
@@ -32,7 +32,7 @@ class Display:
     def __init__(self, plan: Plan, states: dict[str, State]) -> None:
         self.plan, self.states = plan, states
         self._start = self._shown = time.monotonic()
-        self._live = Live(console=errors, auto_refresh=False) if errors.is_terminal else None
+        self._live = Live(console=stderr, auto_refresh=False) if stderr.is_terminal else None
 
     def __enter__(self) -> Display:
         if self._live is not None:
@@ -56,7 +56,7 @@ class Display:
 
     def say(self, text: str, style: str = "") -> None:
         """Print a line above the table."""
-        (self._live.console if self._live is not None else errors).print(Text(text, style))
+        (self._live.console if self._live is not None else stderr).print(Text(text, style))
 
     def note(self, job: str, what: str, style: str = "") -> None:
         """Print what became of a job."""

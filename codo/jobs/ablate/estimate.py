@@ -12,7 +12,7 @@ from codo.jobs.ablate.jobs import Job, config_hash
 from codo.jobs.ablate.plan import Plan
 from codo.jobs.pretrain import dry_run
 from codo.jobs.transfer.timing import time_transfer
-from codo.runs.console import errors
+from codo.runs.console import stderr
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def estimate(plans: Sequence[Plan]) -> Estimate:
         same = job.settings.optim.model_copy(update={"lr": 1.0})  # neither it nor the seed takes time
         key = config_hash(job.settings.model_copy(update={"seed": 0, "optim": same}), str(job.settings.data))
         if key not in known:
-            errors.print(f"timing {plan_name(of, job)}", markup=False)
+            stderr.print(f"timing {plan_name(of, job)}", markup=False)
             with _quiet():
                 known[key] = _seconds(job)
         seconds[job.kind] += known[key]
@@ -69,8 +69,8 @@ def _seconds(job: Job) -> float:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Show no progress of what is only timed."""
-    before, errors.quiet = errors.quiet, True
+    before, stderr.quiet = stderr.quiet, True
     try:
         yield
     finally:
-        errors.quiet = before
+        stderr.quiet = before

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from codo.config.sections import Section
-from codo.jobs.ablate.lines import Source, dotted
+from codo.jobs.ablate.lines import LinedYaml, dotted
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=80, strip_whitespace=True)]
 Design = Literal["one_at_a_time", "ladder", "factorial", "rows"]
@@ -92,7 +92,7 @@ class GridFile(Section):
         return self
 
 
-def read_grid(file: Path) -> tuple[GridFile, Source]:
+def read_grid(file: Path) -> tuple[GridFile, LinedYaml]:
     """Read a grid and check its form.
 
     Args:
@@ -101,22 +101,22 @@ def read_grid(file: Path) -> tuple[GridFile, Source]:
     Raises:
         CodoError: in one line, with the line of the file.
     """
-    source = Source(file)
+    yaml = LinedYaml(file)
     try:
-        return GridFile.model_validate(source.tree), source
+        return GridFile.model_validate(yaml.tree), yaml
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         keys = tuple(first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(keys[-1]), GridFile.model_fields, n=1)
-            raise source.error(keys, "no such key" + (f"; did you mean {near[0]}?" if near else "")) from None
+            raise yaml.error(keys, "no such key" + (f"; did you mean {near[0]}?" if near else "")) from None
         if keys[-1:] == ("[key]",):
             told = f"the name {first['input']!r} is no text: YAML reads bare yes, no, on, off and numbers so; quote it"
-            raise source.error(keys[:1], told) from None
+            raise yaml.error(keys[:1], told) from None
         if first["type"] == "missing":
-            raise source.error(keys[:-1], f"{dotted(keys)} is missing") from None
+            raise yaml.error(keys[:-1], f"{dotted(keys)} is missing") from None
         name, colon, rest = message.partition(": ")
         if not keys and colon and name in GridFile.model_fields:
-            raise source.error((name,), rest) from None
-        raise source.error(keys, message[0].lower() + message[1:]) from None
+            raise yaml.error((name,), rest) from None
+        raise yaml.error(keys, message[0].lower() + message[1:]) from None

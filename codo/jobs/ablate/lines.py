@@ -16,7 +16,7 @@ Keys = tuple[str | int, ...]
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
-class Source:
+class LinedYaml:
     """A YAML file, read by the safe loader, and the lines of its values.
 
     Args:

@@ -118,7 +118,7 @@ def check_probes(grid: Grid) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(WORDS)}"
-            raise grid.source.error(("probes", i), f"no probe is called {name!r}{hint}")
+            raise grid.yaml.error(("probes", i), f"no probe is called {name!r}{hint}")
 
 
 class _Planner:

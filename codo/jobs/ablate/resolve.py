@@ -18,13 +18,13 @@ from codo.data.shards import is_shards
 from codo.errors import CodoError
 from codo.jobs.ablate.effective import effective, effective_transfer, why_inert
 from codo.jobs.ablate.grid import GridFile, read_grid
-from codo.jobs.ablate.lines import Keys, Source
+from codo.jobs.ablate.lines import Keys, LinedYaml
 from codo.jobs.ablate.rows import (
     SHORT,
     Change,
     RowPlan,
+    changes_of,
     check_error,
-    flatten,
     reference_of,
     refuse_reserved,
     rows_of,
@@ -73,14 +73,14 @@ class Grid:
 
     Attributes:
         file: as written.
-        source: the YAML and its lines.
+        yaml: the YAML and its lines.
         base: the base's pretraining.
         rows: in the table's order.
         reference: name of a row.
     """
 
     file: GridFile
-    source: Source
+    yaml: LinedYaml
     base: PretrainConfig
     rows: list[ResolvedRow]
     reference: str
@@ -96,31 +96,31 @@ def load_grid(path: Path, seeds: tuple[int, ...] | None = None) -> Grid:
     Raises:
         CodoError: in one line that names the line of the YAML.
     """
-    file, source = read_grid(path)
+    file, yaml = read_grid(path)
     if seeds:
         file = file.model_copy(update={"seeds": seeds})
-    plans = rows_of(file, source)
-    reference = reference_of(file, plans, source)
-    base = Base(file, source)
+    plans = rows_of(file, yaml)
+    reference = reference_of(file, plans, yaml)
+    base = Base(file, yaml)
     rows = [base.resolve(plan) for plan in plans]
-    check_differences(rows, source)
-    return Grid(file, source, base.pretrain, rows, reference)
+    check_differences(rows, yaml)
+    return Grid(file, yaml, base.pretrain, rows, reference)
 
 
 class Base:
     """The base of a grid, from which rows are resolved."""
 
-    def __init__(self, file: GridFile, source: Source) -> None:
-        self.file, self.source = file, source
+    def __init__(self, file: GridFile, yaml: LinedYaml) -> None:
+        self.file, self.yaml = file, yaml
         tree = dict(file.base)
         self.preset, config = tree.pop("preset", None), tree.pop("config", None)
-        _check_preset(self.preset, PRETRAIN_PRESETS, ("base", "preset"), source)
-        self.config = _path(config, ("base", "config"), source) if config is not None else None
-        changes = flatten(tree, ("base",), source, PretrainConfig)
+        _check_preset(self.preset, PRETRAIN_PRESETS, ("base", "preset"), yaml)
+        self.config = _path(config, ("base", "config"), yaml) if config is not None else None
+        changes = changes_of(tree, ("base",), yaml, PretrainConfig)
         for change in changes:
-            refuse_reserved(change, source, ("seed",))
+            refuse_reserved(change, yaml, ("seed",))
             if change.field in ("data.foregrounds", "data.backgrounds"):
-                raise source.error(change.keys, f"write it under `{change.field}`, at the top")
+                raise yaml.error(change.keys, f"write it under `{change.field}`, at the top")
         data = [
             Change(f"data.{name}", _place(value), ("data", name))
             for name, value in file.data.model_dump().items()
@@ -141,7 +141,7 @@ class Base:
             for change in own:
                 if change.field in BUDGETED:
                     message = f"{change.field} is not free under the budget of equal composites; say `budget: epochs`"
-                    raise self.source.error(change.keys, message)
+                    raise self.yaml.error(change.keys, message)
             epochs = equal_epochs(self.pretrain, config.views)
             if epochs != config.optim.epochs:
                 changes["optim.epochs"] = epochs
@@ -151,7 +151,7 @@ class Base:
     def _absolute(self, change: Change) -> Change:
         if change.field not in ("data.foregrounds", "data.backgrounds") or change.value is None:
             return change
-        return replace(change, value=_place(str(_path(change.value, change.keys, self.source))))
+        return replace(change, value=_place(str(_path(change.value, change.keys, self.yaml))))
 
     def _pretrain(self, changes: list[Change], keys: tuple[str | int, ...]) -> PretrainConfig:
         merged = {c.field: c for c in [*self.changes, *changes]}
@@ -161,25 +161,25 @@ class Base:
             config = load_pretrain_config(preset=self.preset, file=self.config, flags=flags, sets=absent)
         except CodoError as error:
             if self.config is not None and str(self.config) in str(error).partition(" (in ")[0]:
-                raise self.source.error(("base", "config"), str(error)) from None
-            raise check_error(error, [*self.changes, *changes], keys, self.source) from None
+                raise self.yaml.error(("base", "config"), str(error)) from None
+            raise check_error(error, [*self.changes, *changes], keys, self.yaml) from None
         return config.model_copy(update={"run": fixed_threads(config.run)})
 
     def _protocol(self, name: str, tree: dict[str, Any]) -> tuple[str | None, list[Change]]:
         """Read a protocol: its preset, and its fields."""
-        preset, keys, source = tree.pop("preset", None), ("transfer", name), self.source
-        _check_preset(preset, TRANSFER_PRESETS, (*keys, "preset"), source)
+        preset, keys, yaml = tree.pop("preset", None), ("transfer", name), self.yaml
+        _check_preset(preset, TRANSFER_PRESETS, (*keys, "preset"), yaml)
         short = [Change(SHORT[key], tree.pop(key), (*keys, key)) for key in list(tree) if key in SHORT]
         if isinstance(tree.get("data"), str):
             short.append(Change("data.root", tree.pop("data"), (*keys, "data")))
-        changes = [*flatten(tree, keys, source, TransferConfig), *short]
+        changes = [*changes_of(tree, keys, yaml, TransferConfig), *short]
         for change in changes:
-            refuse_reserved(change, source, ("weights", "seed", "architecture"))
+            refuse_reserved(change, yaml, ("weights", "seed", "architecture"))
         paths = [f"data.{name}" for name in DATA_PATHS]
         if not any(c.field in paths for c in changes) and self.file.data.backgrounds is not None:
             changes.append(Change("data.root", self.file.data.backgrounds, ("data", "backgrounds")))
         return preset, [
-            replace(c, value=str(_path(c.value, c.keys, source).absolute()))
+            replace(c, value=str(_path(c.value, c.keys, yaml).absolute()))
             if c.field in paths and c.value is not None
             else c
             for c in changes
@@ -213,19 +213,19 @@ class Base:
                     transfer = _load_transfer(preset, unset | flags, absent)
             except CodoError as error:
                 keys = plan.keys if own else ("transfer", name)
-                raise check_error(error, list(merged.values()), keys, self.source) from None
+                raise check_error(error, list(merged.values()), keys, self.yaml) from None
             found[name] = transfer.model_copy(update={"run": fixed_threads(transfer.run)})
         return found
 
 
-def _check_preset(name: Any, presets: Collection[str], keys: Keys, source: Source) -> None:
+def _check_preset(name: Any, presets: Collection[str], keys: Keys, yaml: LinedYaml) -> None:
     if name is not None and (not isinstance(name, str) or name not in presets):
-        raise source.error(keys, f"no preset {name!r}; there are {', '.join(presets)}")
+        raise yaml.error(keys, f"no preset {name!r}; there are {', '.join(presets)}")
 
 
-def _path(value: Any, keys: Keys, source: Source) -> Path:
+def _path(value: Any, keys: Keys, yaml: LinedYaml) -> Path:
     if not isinstance(value, str) or not value:
-        raise source.error(keys, f"a path is expected, not {value!r}")
+        raise yaml.error(keys, f"a path is expected, not {value!r}")
     return Path(value)
 
 
@@ -263,7 +263,7 @@ def what_differs(row: ResolvedRow) -> str:
     return json.dumps([pretrain, transfers], sort_keys=True)
 
 
-def check_differences(rows: list[ResolvedRow], source: Source) -> None:
+def check_differences(rows: list[ResolvedRow], yaml: LinedYaml) -> None:
     """Refuse an axis that changes nothing, and two rows that are the same."""
     by_name = {row.name: row for row in rows}
     seen: dict[str, ResolvedRow] = {}
@@ -275,8 +275,8 @@ def check_differences(rows: list[ResolvedRow], source: Source) -> None:
             why = why_inert(fields, before.pretrain, row.pretrain) if fields else "these are the values already"
             if not fields and any(t.load != before.transfers[name].load for name, t in row.transfers.items()):
                 why = "alignment is off: the backbone is all that is pretrained"
-            raise source.error(row.plan.keys, f"changes nothing against {before.name!r}: {why}")
+            raise yaml.error(row.plan.keys, f"changes nothing against {before.name!r}: {why}")
         if told in seen:
             message = f"the rows {seen[told].name!r} and {row.name!r} resolve to the same config"
-            raise source.error(row.plan.keys, message)
+            raise yaml.error(row.plan.keys, message)
         seen[told] = row

@@ -15,7 +15,7 @@ from codo.config.sections import Section
 from codo.config.transfer import TransferConfig
 from codo.errors import CodoError
 from codo.jobs.ablate.grid import GridFile
-from codo.jobs.ablate.lines import Source
+from codo.jobs.ablate.lines import LinedYaml
 
 BASE_ROW = {"one_at_a_time": "full", "ladder": "baseline", "factorial": "none", "rows": ""}
 RANDOM_ROW = "random"
@@ -67,8 +67,8 @@ class RowPlan:
     before: str | None = None
 
 
-def flatten(
-    tree: dict[str, Any], keys: tuple[str | int, ...], source: Source, kind: type[BaseModel], prefix: str = ""
+def changes_of(
+    tree: dict[str, Any], keys: tuple[str | int, ...], yaml: LinedYaml, kind: type[BaseModel], prefix: str = ""
 ) -> list[Change]:
     """List the fields that a mapping sets, written nested or dotted.
 
@@ -82,9 +82,9 @@ def flatten(
         section = section_of(kind, name)
         if section is None:
             message = unknown_field(name.split("."), kind).removeprefix("config: ")
-            raise source.error(here, message)
+            raise yaml.error(here, message)
         if section is not Any and isinstance(value, dict):
-            found += flatten(value, here, source, kind, f"{name}.")
+            found += changes_of(value, here, yaml, kind, f"{name}.")
         else:
             found.append(Change(name, value, here))
     return found
@@ -100,34 +100,34 @@ def section_of(kind: Any, name: str) -> Any:
     return kind if isinstance(kind, type) and issubclass(kind, Section) else Any
 
 
-def row_changes(tree: dict[str, Any], keys: tuple[str | int, ...], source: Source) -> tuple[Change, ...]:
+def row_changes(tree: dict[str, Any], keys: tuple[str | int, ...], yaml: LinedYaml) -> tuple[Change, ...]:
     """List what a bundle sets: fields of PretrainConfig and, under `transfer`, of every protocol."""
     own, of_transfer = {}, []
     for key, value in tree.items():
         if str(key) == "transfer" and isinstance(value, dict):
-            of_transfer += flatten(value, (*keys, key), source, TransferConfig)
+            of_transfer += changes_of(value, (*keys, key), yaml, TransferConfig)
         elif str(key).startswith("transfer."):
-            one = flatten({str(key).removeprefix("transfer."): value}, keys, source, TransferConfig)
+            one = changes_of({str(key).removeprefix("transfer."): value}, keys, yaml, TransferConfig)
             of_transfer += [Change(c.field, c.value, (*keys, key)) for c in one]
         else:
             own[key] = value
     for change in of_transfer:
-        refuse_reserved(change, source, ("weights", "seed", "run", "architecture"))
-    changes = flatten(own, keys, source, PretrainConfig)
+        refuse_reserved(change, yaml, ("weights", "seed", "run", "architecture"))
+    changes = changes_of(own, keys, yaml, PretrainConfig)
     for change in changes:
-        refuse_reserved(change, source, ("seed", "run"))
+        refuse_reserved(change, yaml, ("seed", "run"))
     return (*changes, *(Change(f"transfer.{c.field}", c.value, c.keys) for c in of_transfer))
 
 
-def refuse_reserved(change: Change, source: Source, names: Sequence[str]) -> None:
+def refuse_reserved(change: Change, yaml: LinedYaml, names: Sequence[str]) -> None:
     """Refuse a field that the grid sets itself."""
     for name in names:
         if change.field == name or change.field.startswith(f"{name}."):
             why = {"run": "a row has the machine of all the others", "architecture": "it is the pretraining's `model`"}
-            raise source.error(change.keys, f"{name} cannot vary: {why.get(name, 'the grid sets it')}")
+            raise yaml.error(change.keys, f"{name} cannot vary: {why.get(name, 'the grid sets it')}")
 
 
-def axes_of(grid: GridFile, source: Source) -> list[Axis]:
+def axes_of(grid: GridFile, yaml: LinedYaml) -> list[Axis]:
     """Read the axes.
 
     An axis is `field: value`; `name: {field: value, ...}`, a bundle; or `name: {values: [...]}`, several values of the
@@ -139,25 +139,25 @@ def axes_of(grid: GridFile, source: Source) -> list[Axis]:
         if isinstance(what, dict) and "values" in what:
             unknown = set(what) - {"values", "field"}
             if unknown or not isinstance(what["values"], list) or not what["values"]:
-                raise source.error(keys, "write `values: [...]`, and `field: NAME` where the axis has another name")
+                raise yaml.error(keys, "write `values: [...]`, and `field: NAME` where the axis has another name")
             if grid.design != "one_at_a_time":
                 message = f"a {grid.design} has axes that are on or off; name each value an axis of its own"
-                raise source.error((*keys, "values"), message)
+                raise yaml.error((*keys, "values"), message)
             column = what.get("field", name)
             if not isinstance(column, str):
-                raise source.error((*keys, "field"), f"the name of a field is expected, not {column!r}")
+                raise yaml.error((*keys, "field"), f"the name of a field is expected, not {column!r}")
             for i, value in enumerate(what["values"]):
-                changes = row_changes({column: value}, keys, source)
+                changes = row_changes({column: value}, keys, yaml)
                 placed = tuple(Change(c.field, c.value, (*keys, "values", i)) for c in changes)
                 found.append(Axis(f"{name}={_told(value)}", placed, (*keys, "values", i)))
         elif isinstance(what, dict) and what and _is_of(name, what):
-            found.append(Axis(name, row_changes({name: what}, ("axes",), source), keys))
+            found.append(Axis(name, row_changes({name: what}, ("axes",), yaml), keys))
         elif isinstance(what, dict):
             if not what:
-                raise source.error(keys, "sets nothing")
-            found.append(Axis(name, row_changes(what, keys, source), keys))
+                raise yaml.error(keys, "sets nothing")
+            found.append(Axis(name, row_changes(what, keys, yaml), keys))
         else:
-            found.append(Axis(name, row_changes({name: what}, ("axes",), source), keys))
+            found.append(Axis(name, row_changes({name: what}, ("axes",), yaml), keys))
     return found
 
 
@@ -167,7 +167,7 @@ def _is_of(name: str, what: dict[str, Any]) -> bool:
     return section is not None and not any(section_of(PretrainConfig, str(key)) for key in what)
 
 
-def rows_of(grid: GridFile, source: Source) -> list[RowPlan]:
+def rows_of(grid: GridFile, yaml: LinedYaml) -> list[RowPlan]:
     """Lay out the rows of the design, in the order of the table.
 
     Raises:
@@ -181,19 +181,19 @@ def rows_of(grid: GridFile, source: Source) -> list[RowPlan]:
             keys: tuple[str | int, ...] = ("rows", name)
             if "weights" in tree:
                 if tree != {"weights": "none"}:
-                    raise source.error((*keys, "weights"), "only `weights: none`, alone: a row that is not pretrained")
+                    raise yaml.error((*keys, "weights"), "only `weights: none`, alone: a row that is not pretrained")
                 rows.append(RowPlan(name, None, keys))
             else:
-                rows.append(RowPlan(name, row_changes(tree, keys, source), keys))
+                rows.append(RowPlan(name, row_changes(tree, keys, yaml), keys))
     else:
-        axes = axes_of(grid, source)
+        axes = axes_of(grid, yaml)
         rows = {"one_at_a_time": _one_at_a_time, "ladder": _ladder, "factorial": _factorial}[grid.design](first, axes)
     if grid.include_none:
         rows.insert(0, RowPlan(RANDOM_ROW, None, ("include_none",)))
     seen: dict[str, RowPlan] = {}
     for row in rows:
         if row.name in seen:
-            raise source.error(row.keys, f"two rows are called {row.name!r}")
+            raise yaml.error(row.keys, f"two rows are called {row.name!r}")
         seen[row.name] = row
     return rows
 
@@ -224,7 +224,7 @@ def _factorial(base: RowPlan, axes: list[Axis]) -> list[RowPlan]:
     return rows
 
 
-def reference_of(grid: GridFile, rows: list[RowPlan], source: Source) -> str:
+def reference_of(grid: GridFile, rows: list[RowPlan], yaml: LinedYaml) -> str:
     """Name the reference row.
 
     Raises:
@@ -236,7 +236,7 @@ def reference_of(grid: GridFile, rows: list[RowPlan], source: Source) -> str:
     if grid.reference not in names:
         near = difflib.get_close_matches(grid.reference, names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(names)}"
-        raise source.error(("reference",), f"no row is called {grid.reference!r}{hint}")
+        raise yaml.error(("reference",), f"no row is called {grid.reference!r}{hint}")
     return grid.reference
 
 
@@ -244,9 +244,9 @@ def _told(value: Any) -> str:
     return ",".join(map(_told, value)) if isinstance(value, list) else f"{value}"
 
 
-def check_error(error: CodoError, changes: Sequence[Change], keys: tuple[str | int, ...], source: Source) -> CodoError:
+def check_error(error: CodoError, changes: Sequence[Change], keys: tuple[str | int, ...], yaml: LinedYaml) -> CodoError:
     """Place the message of a config at the change that it names, else at `keys`."""
     text = str(error).removeprefix("config: ").removesuffix(", flags or --set)").split(" (in ")[0]
     named = [c for c in reversed(changes) if c.field.removeprefix("transfer.") in text]  # the last one set it
     best = max(named, key=lambda c: len(c.field), default=None)
-    return source.error(best.keys if best else keys, text)
+    return yaml.error(best.keys if best else keys, text)

@@ -12,13 +12,13 @@ from codo.errors import CodoError, Interrupted
 from codo.jobs.ablate.collect import collect, draw_samples
 from codo.jobs.ablate.executors import Executor, LocalExecutor
 from codo.jobs.ablate.jobs import Store
-from codo.jobs.ablate.lines import Source
+from codo.jobs.ablate.lines import LinedYaml
 from codo.jobs.ablate.plan import Plan, make_plan
 from codo.jobs.ablate.resolve import load_grid
 from codo.jobs.ablate.results import Results, Tuning
-from codo.jobs.ablate.schedule import Schedule
+from codo.jobs.ablate.scheduler import Scheduler
 from codo.jobs.ablate.tuning import trials_of, tuned
-from codo.runs.console import errors, warn
+from codo.runs.console import stderr, warn
 from codo.runs.files import write_text
 from codo.runs.lock import Lock
 
@@ -101,16 +101,16 @@ def ablate(
         command = go_on(path, out, jobs, executor, seeds, accept_code_change, keep_checkpoints, options)
         if retry_failed:
             forget_failures(first)
-        schedule = Schedule(first, runner, fail_fast, keep_checkpoints, command)
+        scheduler = Scheduler(first, runner, fail_fast, keep_checkpoints, command)
         if trials is None:
-            return run_plan(schedule, folder)
+            return run_plan(scheduler, folder)
         plan.notices.append("the trials, which come before the rows, are not done: tuning/ has what there is")
         try:
-            tried = run_plan(schedule, folder / "tuning", samples=False)
+            tried = run_plan(scheduler, folder / "tuning", samples=False)
         except Interrupted:
             write_results(folder, collect(plan, folder, {}, command))
             raise
-        if schedule.broke_off:
+        if scheduler.broke_off:
             results = collect(plan, folder, {}, command)
             write_results(folder, results)
             return AblateResult(folder, results, tried.failures)
@@ -120,15 +120,15 @@ def ablate(
         if retry_failed:
             forget_failures(plan)
         runner = make_executor(executor, jobs, plan, options)
-        done = run_plan(Schedule(plan, runner, fail_fast, keep_checkpoints, command), folder, tuning)
+        done = run_plan(Scheduler(plan, runner, fail_fast, keep_checkpoints, command), folder, tuning)
         return replace(done, failures=tried.failures | done.failures)
 
 
-def run_plan(schedule: Schedule, folder: Path, tuning: Tuning | None = None, samples: bool = True) -> AblateResult:
-    """Run the jobs of a schedule, and write results and report.
+def run_plan(scheduler: Scheduler, folder: Path, tuning: Tuning | None = None, samples: bool = True) -> AblateResult:
+    """Run a scheduler's jobs, and write results and report.
 
     Args:
-        schedule: of a plan.
+        scheduler: of a plan.
         folder: of the results.
         tuning: how the plan's rows were tuned.
         samples: draw what each row is trained on.
@@ -136,20 +136,20 @@ def run_plan(schedule: Schedule, folder: Path, tuning: Tuning | None = None, sam
     Raises:
         Interrupted: what is there has been written.
     """
-    plan = schedule.plan
+    plan = scheduler.plan
     for notice in plan.notices:
         warn(notice)
     for name, job in plan.jobs.items():
         if not plan.store.folder(name).done:
             plan.store.folder(name).write(job)
-    tell_failures(schedule)
+    tell_failures(scheduler)
 
     def collected() -> Results:
-        found = collect(plan, folder, schedule.failures, schedule.go_on)
+        found = collect(plan, folder, scheduler.failures, scheduler.go_on)
         return found.model_copy(update={"tuning": tuning})
 
     try:
-        schedule.run()
+        scheduler.run()
     except Interrupted:  # what is there can be looked at
         write_results(folder, collected())
         raise
@@ -158,7 +158,7 @@ def run_plan(schedule: Schedule, folder: Path, tuning: Tuning | None = None, sam
     if samples:
         results = results.model_copy(update={"samples": draw_samples(plan, folder)})
     write_results(folder, results)
-    return AblateResult(folder, results, schedule.failures)
+    return AblateResult(folder, results, scheduler.failures)
 
 
 def forget_failures(plan: Plan) -> None:
@@ -184,7 +184,7 @@ def refuse_another(grid: Path, folder: Path) -> None:
     """
     if not (folder / "grid.yaml").is_file():
         return
-    here, there = (Source(file, expand=False).tree.get("title") for file in (grid, folder / "grid.yaml"))
+    here, there = (LinedYaml(file, expand=False).tree.get("title") for file in (grid, folder / "grid.yaml"))
     if here != there:
         raise CodoError(
             f"{folder} has the results of another grid, titled {there!r}, not {here!r}; rename {grid.name}, choose "
@@ -247,11 +247,11 @@ def threads_of(plan: Plan) -> int:
     return max(int(run.threads) + (0 if run.workers == "auto" else run.workers) for run in runs)
 
 
-def tell_failures(schedule: Schedule) -> None:
+def tell_failures(scheduler: Scheduler) -> None:
     """Say which jobs failed in an earlier session, and how to try them again."""
-    if schedule.failures:
-        errors.print(
-            f"{len(schedule.failures)} jobs failed before and are left alone; --retry-failed tries them again",
+    if scheduler.failures:
+        stderr.print(
+            f"{len(scheduler.failures)} jobs failed before and are left alone; --retry-failed tries them again",
             markup=False,
         )
 

@@ -40,11 +40,11 @@ def trials_of(grid: Grid) -> Grid:
     Raises:
         CodoError: no such field of a pretraining, a value that is wrong in a row, a seed of the grid's; with the line.
     """
-    tune, source = _tune(grid), grid.source
+    tune, yaml = _tune(grid), grid.yaml
     _check_field(grid)
     if tune.seed in grid.file.seeds:
         message = f"{tune.seed} is a seed of the rows too, whose cells would be chosen for being good; take another"
-        raise source.error(("tune", "seed"), message)
+        raise yaml.error(("tune", "seed"), message)
     protocol = tune.protocol or next(iter(grid.file.transfer))
     file = grid.file.model_copy(
         update={
@@ -56,15 +56,15 @@ def trials_of(grid: Grid) -> Grid:
             "probes": False,
         }
     )
-    base = Base(file, source)
+    base = Base(file, yaml)
     by_row = {row.name: [trial.row for trial in _trials(grid, row, base)] for row in grid.rows}
     rows = [row for rows in by_row.values() for row in rows]
     if not rows:
-        raise source.error(("tune", "field"), f"no row is pretrained with {tune.field} in force")
+        raise yaml.error(("tune", "field"), f"no row is pretrained with {tune.field} in force")
     for row in rows:
         if sum(other.name == row.name for other in rows) > 1:
-            raise source.error(row.plan.keys, f"two trials are called {row.name!r}; rename a row")
-    return Grid(file, source, grid.base, rows, next(iter(by_row[grid.reference] or rows)).name)
+            raise yaml.error(row.plan.keys, f"two trials are called {row.name!r}; rename a row")
+    return Grid(file, yaml, grid.base, rows, next(iter(by_row[grid.reference] or rows)).name)
 
 
 def tuned(grid: Grid, results: Results) -> tuple[Grid, Tuning, list[str]]:
@@ -78,7 +78,7 @@ def tuned(grid: Grid, results: Results) -> tuple[Grid, Tuning, list[str]]:
         The grid to run, how its rows were tuned, and what the user should know.
     """
     tune = _tune(grid)
-    base, protocol = Base(grid.file, grid.source), results.protocols[0]
+    base, protocol = Base(grid.file, grid.yaml), results.protocols[0]
     rows: list[ResolvedRow] = []
     tried: list[Trial] = []
     failed, equal, at_end = [], [], []
@@ -122,20 +122,20 @@ def _tune(grid: Grid) -> Tune:
 
 def _check_field(grid: Grid) -> None:
     """Refuse to tune what is no field of a pretraining, what the grid sets, or what the detector has too."""
-    tune, source, keys = _tune(grid), grid.source, ("tune", "field")
+    tune, yaml, keys = _tune(grid), grid.yaml, ("tune", "field")
     section = section_of(PretrainConfig, tune.field)
     if section is None:
-        raise source.error(keys, unknown_field(tune.field.split("."), PretrainConfig).removeprefix("config: "))
+        raise yaml.error(keys, unknown_field(tune.field.split("."), PretrainConfig).removeprefix("config: "))
     if section is not Any:
-        raise source.error(keys, f"{tune.field} is a section; name one of its fields")
-    refuse_reserved(Change(tune.field, None, keys), source, ("seed", "run", "data"))
+        raise yaml.error(keys, f"{tune.field} is a section; name one of its fields")
+    refuse_reserved(Change(tune.field, None, keys), yaml, ("seed", "run", "data"))
     if tune.field in [f"model.{name}" for name in ArchitectureSection.model_fields]:
-        raise source.error(keys, f"{tune.field} is the detector's too, of which all rows should have one")
+        raise yaml.error(keys, f"{tune.field} is the detector's too, of which all rows should have one")
 
 
 def _trials(grid: Grid, row: ResolvedRow, base: Base) -> list[_Trial]:
     """List what to try in a row: nothing where it is not pretrained, or where nothing reads the field."""
-    tune, source = _tune(grid), grid.source
+    tune, yaml = _tune(grid), grid.yaml
     found: list[_Trial] = []
     for change in _changes(grid, row):
         changes = (*(row.plan.changes or ()), change)
@@ -149,7 +149,7 @@ def _trials(grid: Grid, row: ResolvedRow, base: Base) -> list[_Trial]:
         return []
     for i, value in enumerate(values):
         if value in values[:i]:
-            raise source.error(found[i].change.keys, f"row {row.name!r} tries {value} twice")
+            raise yaml.error(found[i].change.keys, f"row {row.name!r} tries {value} twice")
     return found
 
 
@@ -161,7 +161,7 @@ def _with(row: ResolvedRow, trial: _Trial, field: str) -> ResolvedRow:
 
 
 def _changes(grid: Grid, row: ResolvedRow) -> list[Change]:
-    tune, source = _tune(grid), grid.source
+    tune, yaml = _tune(grid), grid.yaml
     if row.plan.changes is None:
         return []
     if tune.values is not None:
@@ -169,12 +169,12 @@ def _changes(grid: Grid, row: ResolvedRow) -> list[Change]:
             message = (
                 f"row {row.name!r} sets {tune.field} itself; write `factors` of what a row has, or leave it out there"
             )
-            raise source.error(("tune", "values"), message)
+            raise yaml.error(("tune", "values"), message)
         return [Change(tune.field, value, ("tune", "values", i)) for i, value in enumerate(tune.values)]
     own = reduce(getattr, tune.field.split("."), row.pretrain)
     if not isinstance(own, float):
         message = f"{tune.field} of row {row.name!r} is {own!r}, no number with a fraction; write `values`"
-        raise source.error(("tune", "factors"), message)
+        raise yaml.error(("tune", "factors"), message)
     return [
         Change(tune.field, own if factor == 1 else float(f"{own * factor:.2g}"), ("tune", "factors", i))
         for i, factor in enumerate(tune.factors or ())

@@ -22,7 +22,7 @@ from codo.augment import (
 from codo.config.pretrain import PretrainConfig
 from codo.data.cache import ImagePool
 from codo.data.coco import background_paths
-from codo.data.files import ImageFiles, ImageSet, ShardImages, Source, data_fingerprint
+from codo.data.files import ImageFiles, ImageSet, ImageSource, ShardImages, data_fingerprint
 from codo.data.images import list_images
 from codo.data.sample import sample_data
 from codo.data.shards import Shards, is_shards, list_shards, place_of
@@ -50,8 +50,8 @@ class Sources:
         names: what to call both, for records.
     """
 
-    foregrounds: ImageSet[Source]
-    backgrounds: ImageSet[Source]
+    foregrounds: ImageSet[ImageSource]
+    backgrounds: ImageSet[ImageSource]
     names: dict[str, str]
 
     @property
@@ -87,8 +87,8 @@ def find_sources(config: PretrainConfig) -> Sources:
         )
     if config.run.probe_every and (isinstance(foregrounds, Shards) or isinstance(backgrounds, Shards)):
         raise CodoError("run.probe_every: probes look at folders of images, these are shards; leave it at 0")
-    images: ImageSet[Source]
-    scenes: ImageSet[Source] = ImageFiles.of([])
+    images: ImageSet[ImageSource]
+    scenes: ImageSet[ImageSource] = ImageFiles.of([])
     if isinstance(foregrounds, Shards):
         images = _in_shards(foregrounds, "foregrounds")
         images = images.take(_drawn(config, len(images))) if config.data.limit is not None else images
@@ -153,7 +153,7 @@ def build_dataset(config: PretrainConfig, sources: Sources, parts: Parts | None 
     parts = parts or Parts()
 
     def pool(
-        name: str, images: ImageSet[Source], *, square: int | None = None, short_side: int | None = None
+        name: str, images: ImageSet[ImageSource], *, square: int | None = None, short_side: int | None = None
     ) -> ImagePool:
         found = ImagePool.build(
             images,

@@ -25,7 +25,7 @@ NEEDED = (
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SideBySide:
     """Runs side by side.
 
     Attributes:
@@ -44,7 +44,7 @@ class Comparison:
         return {"runs": self.runs, "differing": self.differing}
 
 
-def compare(paths: Sequence[Path], force: bool = False) -> Comparison:
+def compare(paths: Sequence[Path], force: bool = False) -> SideBySide:
     """Read finished transfer runs, and compare them if they followed one protocol.
 
     Args:
@@ -72,7 +72,7 @@ def compare(paths: Sequence[Path], force: bool = False) -> Comparison:
     if differing and not force:
         told = "; ".join(f"{key}: {', '.join(map(str, values))}" for key, values in differing.items())
         raise CodoError(f"compare: the runs followed different protocols ({told}); --force compares them all the same")
-    return Comparison([row for row, _, _ in read], differing)
+    return SideBySide([row for row, _, _ in read], differing)
 
 
 def _runs_of(path: Path) -> list[Path]:

@@ -28,7 +28,7 @@ MIN_SIDE = 1e-3
 """Side in pixels of the image under which a box is dropped: in float32 it may collapse, which torchvision refuses."""
 
 
-class Sample(NamedTuple):
+class LabelledImage(NamedTuple):
     """One image with its targets.
 
     Attributes:
@@ -50,7 +50,7 @@ class Sample(NamedTuple):
     flipped: bool = False
 
 
-class DetectionDataset(Dataset[Sample]):
+class DetectionDataset(Dataset[LabelledImage]):
     """The images and boxes of a COCO data set, as the detector takes them.
 
     Images larger than the detector's largest input are shrunk here, anti-aliased, in the loader's process; the
@@ -107,7 +107,7 @@ class DetectionDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.coco_images)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
+    def __getitem__(self, key: tuple[int, int]) -> LabelledImage:
         """Read the image of `(epoch, index)`; everything random in it is a function of seed, epoch and index."""
         epoch, index = key
         draw = generator("transfer image", self.seed, epoch, index)
@@ -121,7 +121,7 @@ class DetectionDataset(Dataset[Sample]):
                 unreadable.append(str(error))
             if not self.train or len(unreadable) >= MAX_REPLACEMENTS:
                 none = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
-                return Sample(torch.zeros(3, 0, 0, dtype=torch.uint8), *none, index, unreadable)
+                return LabelledImage(torch.zeros(3, 0, 0, dtype=torch.uint8), *none, index, unreadable)
             index = int(draw.integers(len(self)))
 
     def _read(self, index: int) -> np.ndarray:
@@ -132,7 +132,7 @@ class DetectionDataset(Dataset[Sample]):
             raise ImageError(known.reason)
         return np.broadcast_to(np.uint8(0), (*known.size, 3))
 
-    def _sample(self, pixels: np.ndarray, index: int, flip: bool, unreadable: list[str]) -> Sample:
+    def _sample(self, pixels: np.ndarray, index: int, flip: bool, unreadable: list[str]) -> LabelledImage:
         height, width = pixels.shape[:2]
         source = self.coco_images[index]
         rows = slice(self._ends[index], self._ends[index + 1])
@@ -146,7 +146,7 @@ class DetectionDataset(Dataset[Sample]):
         if self._masks:
             masks = _draw(list(compress(self._masks[index], kept)), source, (width, height), flip)
         labels = torch.from_numpy(self._labels[rows][kept])
-        return Sample(planes, torch.from_numpy(boxes[kept]), labels, index, unreadable, masks, flip)
+        return LabelledImage(planes, torch.from_numpy(boxes[kept]), labels, index, unreadable, masks, flip)
 
 
 class _Packed:

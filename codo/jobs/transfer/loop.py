@@ -16,7 +16,7 @@ from codo.config.transfer import TransferConfig
 from codo.errors import CodoError, Interrupted
 from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.curve import best_point
-from codo.jobs.transfer.dataset import DetectionDataset, Sample, batches, steps_per_epoch
+from codo.jobs.transfer.dataset import DetectionDataset, LabelledImage, batches, steps_per_epoch
 from codo.jobs.transfer.evaluate import Evaluation, to_input
 from codo.jobs.transfer.schedule import evaluation_interval, learning_rate, parts_of, total_steps
 from codo.jobs.transfer.trunk import announce
@@ -142,7 +142,7 @@ class Training:
         command = shlex.join(["codo", "transfer", "--resume", str(self.folder.path)])
         raise Interrupted(stop.number or 15, f"stopped after step {self.step} of {self.total}; go on with: {command}")
 
-    def _timed_batches(self) -> Iterator[tuple[list[Sample], float]]:
+    def _timed_batches(self) -> Iterator[tuple[list[LabelledImage], float]]:
         """Yield the remaining batches, each with the seconds that it was waited for."""
         plan = batches(
             len(self.dataset), self.config.optim.batch_size, self.config.seed, self.step, self.total, self.world
@@ -155,7 +155,7 @@ class Training:
                 return
             yield batch, time.monotonic() - start
 
-    def _train_step(self, batch: Sequence[Sample], waited: float, bar: JobProgress) -> None:
+    def _train_step(self, batch: Sequence[LabelledImage], waited: float, bar: JobProgress) -> None:
         start = time.monotonic()
         self._note_unreadable(batch, bar)
         rate = learning_rate(self.config.optim, self.step, self.total)
@@ -185,7 +185,7 @@ class Training:
                 self.folder.log(record | self._window.means())
             self._window = Window()
 
-    def _accumulate(self, batch: Sequence[Sample]) -> dict[str, Tensor]:
+    def _accumulate(self, batch: Sequence[LabelledImage]) -> dict[str, Tensor]:
         """Compute the loss terms of a batch and add up their gradients, part by part (`optim.accumulate`).
 
         A part counts by its images. torchvision samples anchors, boxes and image sizes from the global generator; it
@@ -205,7 +205,7 @@ class Training:
                     totals[name] = totals.get(name, 0) + share * loss.detach()
         return totals
 
-    def _losses(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+    def _losses(self, samples: Sequence[LabelledImage]) -> dict[str, Tensor]:
         device = self.hardware.device
         images = [to_input(sample.image, device) for sample in samples]
         targets = [
@@ -220,7 +220,7 @@ class Training:
         with self.hardware.autocast():
             return self._model(images, targets)
 
-    def _note_unreadable(self, batch: Sequence[Sample], bar: JobProgress) -> None:
+    def _note_unreadable(self, batch: Sequence[LabelledImage], bar: JobProgress) -> None:
         for sample in batch:
             for reason in sample.unreadable:
                 if reason not in self.unreadable:

@@ -18,7 +18,7 @@ from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.detectors import CANONICAL_SIZE, SAMPLING_RATIO, BoxFeatures
 from codo.jobs.transfer.norms import put_group_norms
 from codo.jobs.transfer.weights import Coverage
-from codo.weights import GROUPS, Source
+from codo.weights import GROUPS, Pretrained
 
 P2 = ("fpn.inner_blocks.0.", "fpn.layer_blocks.0.")
 """Of an FPN, what a one-stage detector's file lacks; no other level is computed from it."""
@@ -56,7 +56,7 @@ class Proof:
 
 @torch.no_grad()
 def prove(
-    detector: Detector, architecture: ArchitectureSection, source: Source, coverage: Coverage, image: Tensor
+    detector: Detector, architecture: ArchitectureSection, pretrained: Pretrained, coverage: Coverage, image: Tensor
 ) -> Proof:
     """Compare a loaded detector with an encoder that is built from the same file on its own.
 
@@ -67,7 +67,7 @@ def prove(
     Args:
         detector: filled by `load_into_detector`, on the processor, in fp32.
         architecture: of the encoder.
-        source: the file.
+        pretrained: the file.
         coverage: how the detector was filled.
         image: `(3, H, W)` float in 0..1.
 
@@ -83,22 +83,22 @@ def prove(
             "nothing",
             0,
             None,
-            [f"{len(missing)} tensors of the backbone are fresh, e.g. {missing[0]}", *_pixels(source)],
+            [f"{len(missing)} tensors of the backbone are fresh, e.g. {missing[0]}", *_pixels(pretrained)],
         )
     with_fpn = complete["fpn"]
     was_training = detector.training
     detector.eval()
-    images, encoder_images, boxes = _inputs(detector, source, image)
+    images, encoder_images, boxes = _inputs(detector, pretrained, image)
     encoder = Backbone(architecture.backbone, architecture.fpn_channels if with_fpn else None).eval()
     if detector.norm == "gn":
         put_group_norms(encoder)
-    _fill(encoder, source.state, "backbone.", may_lack=P2)
+    _fill(encoder, pretrained.state, "backbone.", may_lack=P2)
     if with_fpn and complete["box_head"] and isinstance(detector, BoxFeatures):
         compared = "box head features"
         pairs = [
             (
                 detector.box_features(images, boxes),
-                _box_features(encoder, architecture, source, encoder_images, boxes, detector.norm),
+                _box_features(encoder, architecture, pretrained, encoder_images, boxes, detector.norm),
             )
         ]
     elif with_fpn:
@@ -113,19 +113,19 @@ def prove(
     difference = max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-12)) for a, b in pairs)
     if not difference < TOLERANCE:
         raise CodoError(
-            f"weights: the detector does not compute the {compared} of {source.name}: the largest relative difference "
-            f"is {difference:.1e}, {TOLERANCE:.0e} is allowed"
+            f"weights: the detector does not compute the {compared} of {pretrained.name}: the largest relative "
+            f"difference is {difference:.1e}, {TOLERANCE:.0e} is allowed"
         )
-    return Proof(compared, sum(a.numel() for a, _ in pairs), difference, [*_pixels(source), *_notes(source)])
+    return Proof(compared, sum(a.numel() for a, _ in pairs), difference, [*_pixels(pretrained), *_notes(pretrained)])
 
 
-def normalisation(source: Source | None) -> tuple[list[float], list[float]]:
+def normalisation(pretrained: Pretrained | None) -> tuple[list[float], list[float]]:
     """Read mean and std of the weights' images; ImageNet's where the file says nothing.
 
     Raises:
         CodoError: the file's are not three numbers each.
     """
-    metadata = source.metadata if source else {}
+    metadata = pretrained.metadata if pretrained else {}
     pair = []
     for key, default in {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}.items():
         try:
@@ -138,11 +138,11 @@ def normalisation(source: Source | None) -> tuple[list[float], list[float]]:
     return pair[0], pair[1]
 
 
-def _inputs(detector: Detector, source: Source, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _inputs(detector: Detector, pretrained: Pretrained, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Prepare the image twice, by the detector's transform and by hand, and boxes of every level's size."""
     transformed, _ = detector.transform([image])
     height, width = transformed.image_sizes[0]
-    mean, std = (torch.tensor(values)[:, None, None] for values in normalisation(source))
+    mean, std = (torch.tensor(values)[:, None, None] for values in normalisation(pretrained))
     resized = F.interpolate(image[None], size=(height, width), mode="bilinear", align_corners=False)
     padding = (0, transformed.tensors.shape[3] - width, 0, transformed.tensors.shape[2] - height)
     by_hand = F.pad((resized - mean) / std, padding)
@@ -153,7 +153,12 @@ def _inputs(detector: Detector, source: Source, image: Tensor) -> tuple[Tensor, 
 
 
 def _box_features(
-    encoder: Backbone, architecture: ArchitectureSection, source: Source, images: Tensor, boxes: Tensor, norm: str
+    encoder: Backbone,
+    architecture: ArchitectureSection,
+    pretrained: Pretrained,
+    images: Tensor,
+    boxes: Tensor,
+    norm: str,
 ) -> Tensor:
     """Compute the box head's features as pretraining does, box by box from its own level."""
     head = box_head(
@@ -164,7 +169,7 @@ def _box_features(
     ).eval()
     if norm == "gn":
         put_group_norms(head)
-    _fill(head, source.state, GROUPS["box_head"])
+    _fill(head, pretrained.state, GROUPS["box_head"])
     pool = RoIPool(SAMPLING_RATIO, aligned=False)
     levels = list(encoder(images).values())
     pooled = [
@@ -182,9 +187,9 @@ def _fill(module: nn.Module, state: dict[str, Tensor], prefix: str, may_lack: tu
     module.load_state_dict({**lacking, **{name: tensor for name, tensor in own.items() if name in fresh}})
 
 
-def _pixels(source: Source) -> list[str]:
+def _pixels(pretrained: Pretrained) -> list[str]:
     """Say which images and strides the weights may have been learnt with, where the file does not."""
-    if not source.kind.startswith("detectron2"):
+    if not pretrained.kind.startswith("detectron2"):
         return []
     return [
         "detectron2's zoo models take BGR with PIXEL_STD 1 and have their strides in the 1x1 convolutions; the file "
@@ -193,10 +198,10 @@ def _pixels(source: Source) -> list[str]:
     ]
 
 
-def _notes(source: Source) -> list[str]:
+def _notes(pretrained: Pretrained) -> list[str]:
     """Say where pretraining pooled otherwise than the detector does."""
     try:
-        roi = json.loads(source.metadata.get("roi", "{}"))
+        roi = json.loads(pretrained.metadata.get("roi", "{}"))
         asked = int(roi.get("sampling_ratio", SAMPLING_RATIO)), bool(roi.get("aligned", False))
     except (ValueError, TypeError, AttributeError):
         return []

@@ -36,7 +36,7 @@ from codo.runs.lock import held
 from codo.runs.record import RunFolder, read_json
 from codo.runs.seed import integer_seed
 from codo.runs.world import World
-from codo.weights import check_architecture, read_source
+from codo.weights import check_architecture, read_pretrained
 
 LENGTHS = ("optim.epochs", "optim.iterations")
 """Fields of which a resumed run may have more."""
@@ -277,13 +277,13 @@ def load_detector(config: TransferConfig, data: Data) -> tuple[Detector, dict[st
             "proof": None,
         }
     check_architecture(config.architecture, config.weights)
-    source = read_source(config.weights, config.architecture.backbone)
-    check_norm(config, source.metadata)
-    detector = fresh_detector(config, len(data.labels), *normalisation(source))
-    coverage = load_into_detector(detector, source, config.load)
-    proof = prove(detector, config.architecture, source, coverage, _first_image(config, data))
+    pretrained = read_pretrained(config.weights, config.architecture.backbone)
+    check_norm(config, pretrained.metadata)
+    detector = fresh_detector(config, len(data.labels), *normalisation(pretrained))
+    coverage = load_into_detector(detector, pretrained, config.load)
+    proof = prove(detector, config.architecture, pretrained, coverage, _first_image(config, data))
     return detector, {
-        "weights": source.describe(),
+        "weights": pretrained.describe(),
         **coverage.as_dict(),
         "frozen_but_fresh": frozen_but_fresh(detector, coverage),
         "proof": {**asdict(proof), "text": str(proof)},

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from codo.backbones import STRIDES, Backbone
 from codo.config.transfer import TransferConfig
-from codo.jobs.transfer.dataset import DetectionDataset, Sample
+from codo.jobs.transfer.dataset import DetectionDataset, LabelledImage
 from codo.jobs.transfer.features import Features
 
 PADDING = STRIDES[-1]
@@ -85,7 +85,7 @@ def is_frozen_trunk(config: TransferConfig, detector: nn.Module) -> bool:
     return frozen and isinstance(getattr(detector, "backbone", None), Backbone)
 
 
-def announce(detector: nn.Module, dataset: DetectionDataset, samples: Sequence[Sample]) -> None:
+def announce(detector: nn.Module, dataset: DetectionDataset, samples: Sequence[LabelledImage]) -> None:
     """Tell a detector which images come next, so that a frozen trunk takes their kept features."""
     trunk: FrozenTrunk | None = getattr(detector, "trunk", None)
     if trunk is not None:

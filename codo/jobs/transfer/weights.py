@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from codo.errors import CodoError
-from codo.weights import GROUPS, Source
+from codo.weights import GROUPS, Pretrained
 from codo.weights.keys import group_of
 
 MIN_BACKBONE_SHARE = 0.95
@@ -65,14 +65,14 @@ class Coverage:
         return {"groups": groups, "ignored": self.ignored}
 
 
-def load_into_detector(detector: nn.Module, source: Source, load: Collection[str] = tuple(GROUPS)) -> Coverage:
-    """Fill a detector's backbone, FPN and box head from `source`, tensor by tensor.
+def load_into_detector(detector: nn.Module, pretrained: Pretrained, load: Collection[str] = tuple(GROUPS)) -> Coverage:
+    """Fill a detector's backbone, FPN and box head from `pretrained`, tensor by tensor.
 
     RPN, predictors and mask head always stay fresh.
 
     Args:
         detector: with torchvision's names, as `build_detector` gives it.
-        source: from `read_source`.
+        pretrained: from `read_pretrained`.
         load: the groups to fill; the others stay fresh, and are counted as left out.
 
     Raises:
@@ -88,26 +88,30 @@ def load_into_detector(detector: nn.Module, source: Source, load: Collection[str
         if group not in load:
             groups[group] = GroupCoverage([], [], [], [], _counted(ours))
             continue
-        theirs = [name for name in source.state if group_of(name) == group]
-        fits = [name for name in ours if name in source.state and source.state[name].shape == own[names[name]].shape]
-        loaded |= {names[name]: source.state[name] for name in fits}
+        theirs = [name for name in pretrained.state if group_of(name) == group]
+        fits = [
+            name for name in ours if name in pretrained.state and pretrained.state[name].shape == own[names[name]].shape
+        ]
+        loaded |= {names[name]: pretrained.state[name] for name in fits}
         groups[group] = GroupCoverage(
             matched=_counted(fits),
-            missing=_counted(name for name in ours if name not in source.state),
+            missing=_counted(name for name in ours if name not in pretrained.state),
             unexpected=_counted(name for name in theirs if name not in names),
-            reshaped=_counted(name for name in ours if name in source.state and name not in fits),
+            reshaped=_counted(name for name in ours if name in pretrained.state and name not in fits),
         )
     backbone = groups["backbone"]
     total = len(backbone.matched) + len(backbone.missing) + len(backbone.reshaped)
     if len(backbone.matched) < MIN_BACKBONE_SHARE * total:
         raise CodoError(
-            f"weights: {source.name} ({source.kind}) matches {len(backbone.matched)} of the backbone's {total} "
-            f"tensors; {_example(backbone, source, own, names)}"
+            f"weights: {pretrained.name} ({pretrained.kind}) matches {len(backbone.matched)} of the backbone's {total} "
+            f"tensors; {_example(backbone, pretrained, own, names)}"
         )
     if not loaded:
-        raise CodoError(f"load: {source.name} ({source.kind}) has nothing of {', '.join(load)} that fits the detector")
+        raise CodoError(
+            f"load: {pretrained.name} ({pretrained.kind}) has nothing of {', '.join(load)} that fits the detector"
+        )
     detector.load_state_dict(loaded, strict=False)
-    return Coverage(groups, source.ignored)
+    return Coverage(groups, pretrained.ignored)
 
 
 def fresh_coverage(detector: nn.Module) -> Coverage:
@@ -136,13 +140,15 @@ def _module(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _example(backbone: GroupCoverage, source: Source, own: Mapping[str, Tensor], names: Mapping[str, str]) -> str:
+def _example(
+    backbone: GroupCoverage, pretrained: Pretrained, own: Mapping[str, Tensor], names: Mapping[str, str]
+) -> str:
     """Show one reason why a backbone does not match."""
     if backbone.reshaped:
         name = backbone.reshaped[0]
-        theirs, ours = (tuple(t.shape) for t in (source.state[name], own[names[name]]))
+        theirs, ours = (tuple(t.shape) for t in (pretrained.state[name], own[names[name]]))
         return f"e.g. {name} is {theirs} in the file and {ours} in the detector: is architecture.backbone right?"
-    have = backbone.unexpected or source.ignored
+    have = backbone.unexpected or pretrained.ignored
     there = f"the file has, e.g., {have[0]}" if have else "the file has no such names"
     return f"missing are, e.g., {', '.join(backbone.missing[:2])}; {there}"
 

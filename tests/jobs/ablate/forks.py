@@ -58,7 +58,7 @@ def run_command(arguments: list[str], output: int, environment: dict[str, str]) 
         os.dup2(output, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
         os.environ.update(environment)
-        console.console.file, console.errors.file = sys.stdout, sys.stderr
+        console.console.file, console.stderr.file = sys.stdout, sys.stderr
         coco_metrics._hotcoco = lambda: None  # its threads do not survive a fork; pycocotools' numbers are the same
         main(arguments)
     except SystemExit as end:
@@ -85,7 +85,7 @@ class Driver:
             with open(log, "a") as file:
                 os.dup2(file.fileno(), 2)
             sys.stderr = os.fdopen(2, "w", closefd=False)
-            console.errors.file = sys.stderr
+            console.stderr.file = sys.stderr
             body()
             code = 0
         except Interrupted as stopped:

@@ -23,7 +23,7 @@ from tests.jobs.ablate.forks import Driver, ForkedPopen, wait_for
 def _forked(monkeypatch, tmp_path):
     monkeypatch.setattr("codo.jobs.ablate.work.Popen", ForkedPopen)
     monkeypatch.setattr("codo.jobs.ablate.work.POLL_SECONDS", 0.02)
-    monkeypatch.setattr("codo.jobs.ablate.schedule.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("codo.jobs.ablate.scheduler.POLL_SECONDS", 0.02)
     monkeypatch.setattr("codo.jobs.ablate.executors.local.POLL_SECONDS", 0.02)
     monkeypatch.setattr("codo.jobs.ablate.run.draw_samples", lambda plan, folder: {})
     monkeypatch.chdir(tmp_path)

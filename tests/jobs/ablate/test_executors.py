@@ -21,7 +21,7 @@ from codo.jobs.ablate.jobs import Store
 from codo.jobs.ablate.plan import make_plan
 from codo.jobs.ablate.resolve import load_grid
 from codo.jobs.ablate.run import make_executor, threads_of
-from codo.jobs.ablate.schedule import Schedule
+from codo.jobs.ablate.scheduler import Scheduler
 from codo.runs import console
 from tests.jobs.ablate.conftest import BASE
 
@@ -69,12 +69,12 @@ def plan(write_grid, tmp_path):
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch):
-    monkeypatch.setattr("codo.jobs.ablate.schedule.POLL_SECONDS", 0.0)
+    monkeypatch.setattr("codo.jobs.ablate.scheduler.POLL_SECONDS", 0.0)
 
 
 def test_each_job_runs_once_after_what_it_needs_and_seed_by_seed(plan):
     executor = Pretend(2)
-    Schedule(plan, executor).run()
+    Scheduler(plan, executor).run()
     assert sorted(executor.order) == sorted(plan.jobs)
     for name, job in plan.jobs.items():
         assert job.needs is None or executor.order.index(job.needs) < executor.order.index(name)
@@ -84,27 +84,27 @@ def test_each_job_runs_once_after_what_it_needs_and_seed_by_seed(plan):
 
 def test_a_job_that_was_stopped_from_outside_goes_on(plan, capsys):
     executor = Pretend(1, {"pretrain": [143, 0]})
-    schedule = Schedule(plan, executor)
-    schedule.run()
-    assert set(schedule.states.values()) == {"done"}
+    scheduler = Scheduler(plan, executor)
+    scheduler.run()
+    assert set(scheduler.states.values()) == {"done"}
     assert executor.order.count(executor.order[1]) == 2
     assert "was stopped from outside; it goes on" in capsys.readouterr().err
 
 
 def test_what_needs_a_failed_job_is_not_run(plan, capsys):
     executor = Pretend(1, {"pretrain": [2]})
-    schedule = Schedule(plan, executor)
-    schedule.run()
-    assert sorted(schedule.states.values()) == ["blocked", "done", *["done"] * 7, "failed"]
+    scheduler = Scheduler(plan, executor)
+    scheduler.run()
+    assert sorted(scheduler.states.values()) == ["blocked", "done", *["done"] * 7, "failed"]
     assert "FAILED: exit code 2, no message" in capsys.readouterr().err
-    assert Schedule(plan, Pretend(1)).states == schedule.states, "it is remembered"
+    assert Scheduler(plan, Pretend(1)).states == scheduler.states, "it is remembered"
 
 
 def test_a_job_killed_by_a_signal_is_run_again_next_time(plan):
-    schedule = Schedule(plan, Pretend(1, {"pretrain": [-9]}))
-    schedule.run()
-    assert "killed by signal 9 (out of memory?)" in next(iter(schedule.failures.values()))
-    again = Schedule(plan, Pretend(1))
+    scheduler = Scheduler(plan, Pretend(1, {"pretrain": [-9]}))
+    scheduler.run()
+    assert "killed by signal 9 (out of memory?)" in next(iter(scheduler.failures.values()))
+    again = Scheduler(plan, Pretend(1))
     again.run()
     assert set(again.states.values()) == {"done"}
 
@@ -175,9 +175,9 @@ def test_of_several_processes_the_job_says_why_not_torchrun(plan, log, code, lin
 def test_a_job_of_several_processes_that_was_stopped_goes_on(plan, capsys):
     for name in plan.jobs:
         (plan.store.folder(name).path / "log.txt").write_text(STARTED + TOLD_TO_STOP)
-    schedule = Schedule(plan, Pretend(1, {"pretrain": [1, 0]}))
-    schedule.run()
-    assert set(schedule.states.values()) == {"done"}
+    scheduler = Scheduler(plan, Pretend(1, {"pretrain": [1, 0]}))
+    scheduler.run()
+    assert set(scheduler.states.values()) == {"done"}
     assert "was stopped from outside; it goes on" in capsys.readouterr().err
 
 
@@ -365,6 +365,6 @@ def test_executors_refuse_what_they_cannot_do(plan, monkeypatch, tmp_path):
 
 
 def test_plain_lines_in_a_pipe(plan):
-    assert not console.errors.is_terminal
+    assert not console.stderr.is_terminal
     with Display(plan, dict.fromkeys(plan.jobs, "waiting")) as display:
         assert display._live is None

@@ -251,7 +251,7 @@ def test_what_decides_numbers_is_in_the_code_version():
     assert both | {"augment/jitter.py", "losses/info_nce.py", "model/encoder.py", "jobs/pretrain/loop.py"} <= set(
         pretrain
     )
-    assert both | {"jobs/transfer/loop.py", "jobs/transfer/detectors.py", "weights/source.py"} <= set(transfer)
+    assert both | {"jobs/transfer/loop.py", "jobs/transfer/detectors.py", "weights/pretrained.py"} <= set(transfer)
     assert not {"losses/info_nce.py", "augment/jitter.py", "jobs/pretrain/loop.py"} & set(transfer)
     shown = {"jobs/pretrain/preview.py", "runs/console.py", "config/presets.py", "cli/pretrain.py", "__init__.py"}
     assert not shown & (set(pretrain) | set(transfer))

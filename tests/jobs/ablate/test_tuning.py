@@ -19,7 +19,7 @@ from codo.jobs.ablate.report.tables import latex, markdown
 from codo.jobs.ablate.resolve import Grid, load_grid
 from codo.jobs.ablate.results import Cell, Results, Row
 from codo.jobs.ablate.run import ablate, plan_grid
-from codo.jobs.ablate.schedule import Schedule
+from codo.jobs.ablate.scheduler import Scheduler
 from codo.jobs.ablate.tuning import trials_of, tuned
 from tests.jobs.ablate.conftest import BASE
 from tests.jobs.ablate.test_collect import finish as leave
@@ -284,7 +284,7 @@ def tuning_grid(write_grid, monkeypatch, tmp_path):
     from tests.jobs.ablate.forks import ForkedPopen
 
     monkeypatch.setattr("codo.jobs.ablate.work.Popen", ForkedPopen)
-    for module in ("work", "schedule", "executors.local"):
+    for module in ("work", "scheduler", "executors.local"):
         monkeypatch.setattr(f"codo.jobs.ablate.{module}.POLL_SECONDS", 0.02)
     monkeypatch.setattr("codo.jobs.ablate.run.draw_samples", lambda plan, folder: {})
     monkeypatch.chdir(tmp_path)
@@ -365,21 +365,21 @@ def test_a_failed_trial_decides_nothing_and_ends_nothing(tuning_grid, tmp_path, 
 def test_stopped_or_broken_off_in_the_trials_the_grid_says_so(tuning_grid, tmp_path, monkeypatch):
     out, made = tmp_path / "out", []
 
-    def run(schedule: Schedule) -> None:
-        made.append(schedule.plan.grid.file.title)
+    def run(scheduler: Scheduler) -> None:
+        made.append(scheduler.plan.grid.file.title)
         raise Interrupted(signal.SIGTERM, "stopped")
 
-    def break_off(schedule: Schedule) -> None:
-        schedule.broke_off = True
+    def break_off(scheduler: Scheduler) -> None:
+        scheduler.broke_off = True
 
-    monkeypatch.setattr(Schedule, "run", run)
+    monkeypatch.setattr(Scheduler, "run", run)
     with pytest.raises(Interrupted):
         ablate(tuning_grid, out)
     told = "the trials, which come before the rows, are not done: tuning/ has what there is"
     assert Results.read(out / "grid" / "results.json").notices == [told]
     assert Results.read(out / "grid" / "tuning" / "results.json").title == "Tiny: tuning"
     assert told in (out / "grid" / "report.html").read_text()
-    monkeypatch.setattr(Schedule, "run", break_off)
+    monkeypatch.setattr(Scheduler, "run", break_off)
     found = ablate(tuning_grid, out, fail_fast=True)
     assert made == ["Tiny: tuning"]
     assert [cell.status for cell in found.results.cells] == ["missing", "missing"]

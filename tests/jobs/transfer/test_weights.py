@@ -16,7 +16,7 @@ from codo.jobs.transfer.proof import normalisation, prove
 from codo.jobs.transfer.settings import load_transfer_config
 from codo.jobs.transfer.weights import fresh_coverage, load_into_detector
 from codo.runs.weights_file import read_metadata, read_weights, save_weights
-from codo.weights import read_source
+from codo.weights import read_pretrained
 
 SIZES = DetectionSection(min_size=(64,), max_size=96)
 IMAGE = torch.rand(3, 50, 77, generator=torch.Generator().manual_seed(0))
@@ -34,7 +34,7 @@ def write(path: Path, state: dict[str, torch.Tensor], **changes: str) -> str:
 
 
 def test_a_run_fills_all_three_groups_and_is_proven(pretrained: Path) -> None:
-    detector, source = build(), read_source(str(pretrained))
+    detector, source = build(), read_pretrained(str(pretrained))
     fresh = {
         k: v.clone() for k, v in detector.state_dict().items() if k.startswith(("rpn.", "roi_heads.box_predictor"))
     }
@@ -56,7 +56,7 @@ def test_a_run_fills_all_three_groups_and_is_proven(pretrained: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["detectron2 detector", "detectron2 backbone"])
 def test_what_detectron2s_files_do_not_say_is_said(pretrained: Path, kind: str) -> None:
-    source = replace(read_source(str(pretrained)), kind=kind)
+    source = replace(read_pretrained(str(pretrained)), kind=kind)
     detector = build()
     proof = prove(detector, ARCHITECTURE, source, load_into_detector(detector, source), IMAGE)
     assert proof.difference is not None
@@ -73,7 +73,7 @@ def test_what_detectron2s_files_do_not_say_is_said(pretrained: Path, kind: str) 
     ["backbone.body.conv1.0.weight", "backbone.fpn.layer_blocks.0.0.weight", "roi_heads.box_head.0.1.running_var"],
 )
 def test_the_proof_fails_when_a_tensor_is_off(pretrained: Path, name: str) -> None:
-    detector, source = build(), read_source(str(pretrained))
+    detector, source = build(), read_pretrained(str(pretrained))
     coverage = load_into_detector(detector, source)
     detector.state_dict()[name].mul_(1.02)
     with pytest.raises(CodoError, match="does not compute the box head features of pretrained"):
@@ -81,7 +81,7 @@ def test_the_proof_fails_when_a_tensor_is_off(pretrained: Path, name: str) -> No
 
 
 def test_the_proof_fails_when_the_normalisation_is_off(tmp_path: Path) -> None:
-    source = read_source(write(tmp_path / "run", encoder_state(), mean="[0.5, 0.5, 0.5]"))
+    source = read_pretrained(write(tmp_path / "run", encoder_state(), mean="[0.5, 0.5, 0.5]"))
     detector = build()
     coverage = load_into_detector(detector, source)
     with pytest.raises(CodoError, match="does not compute"):
@@ -92,7 +92,7 @@ def test_the_proof_fails_when_the_normalisation_is_off(tmp_path: Path) -> None:
 
 def test_other_pooling_in_pretraining_is_told(tmp_path: Path) -> None:
     roi = json.dumps({"sampling_ratio": 0, "aligned": True})
-    source = read_source(write(tmp_path / "run", encoder_state(), roi=roi))
+    source = read_pretrained(write(tmp_path / "run", encoder_state(), roi=roi))
     detector = build()
     proof = prove(detector, ARCHITECTURE, source, load_into_detector(detector, source), IMAGE)
     assert "sampling_ratio 0, aligned True" in str(proof)
@@ -100,7 +100,7 @@ def test_other_pooling_in_pretraining_is_told(tmp_path: Path) -> None:
 
 def test_without_alignment_only_the_backbone_is_there(tmp_path: Path) -> None:
     body = {k: v for k, v in encoder_state().items() if k.startswith("backbone.body.")}
-    source = read_source(write(tmp_path / "run", body, alignment="false"))
+    source = read_pretrained(write(tmp_path / "run", body, alignment="false"))
     detector = build()
     coverage = load_into_detector(detector, source)
     assert coverage.groups["backbone"].complete
@@ -113,7 +113,7 @@ def test_without_alignment_only_the_backbone_is_there(tmp_path: Path) -> None:
 def test_other_shapes_are_counted_and_left_fresh(pretrained: Path) -> None:
     detector = build(ARCHITECTURE.model_copy(update={"box_head_fc": 64}))
     before = detector.state_dict()["roi_heads.box_head.2.weight"].clone()
-    source = read_source(str(pretrained))
+    source = read_pretrained(str(pretrained))
     coverage = load_into_detector(detector, source)
     assert coverage.groups["box_head"].reshaped == ["box_head.2.weight", "box_head.2.bias"]
     assert torch.equal(detector.state_dict()["roi_heads.box_head.2.weight"], before)
@@ -124,7 +124,7 @@ def test_another_backbone_is_refused_and_nothing_is_loaded(pretrained: Path) -> 
     detector = build(ARCHITECTURE.model_copy(update={"backbone": "resnet14t"}))
     before = {k: v.clone() for k, v in detector.state_dict().items()}
     with pytest.raises(CodoError, match=r"matches \d+ of the backbone's \d+ tensors"):
-        load_into_detector(detector, read_source(str(pretrained)))
+        load_into_detector(detector, read_pretrained(str(pretrained)))
     assert all(torch.equal(v, before[k]) for k, v in detector.state_dict().items())
 
 
@@ -136,7 +136,7 @@ def test_a_plain_resnet_fills_the_backbone(tmp_path: Path, wrapping: str) -> Non
     if wrapping == "module":
         state = {f"module.{k}": v for k, v in state.items()}
     torch.save({"model": state, "epoch": 3} if wrapping == "model" else state, tmp_path / "resnet.pth")
-    detector, source = build(), read_source(str(tmp_path / "resnet.pth"))
+    detector, source = build(), read_pretrained(str(tmp_path / "resnet.pth"))
     coverage = load_into_detector(detector, source)
     assert coverage.groups["backbone"].complete
     assert not coverage.groups["backbone"].unexpected
@@ -151,7 +151,7 @@ def test_a_detector_fills_a_detector(tmp_path: Path) -> None:
         for parameter in first.parameters():
             parameter.add_(0.01)
     torch.save(first.state_dict(), tmp_path / "detector.pt")
-    source = read_source(str(tmp_path / "detector.pt"))
+    source = read_pretrained(str(tmp_path / "detector.pt"))
     coverage = load_into_detector(second, source)
     assert source.kind == "detector"
     assert all(group.complete for group in coverage.groups.values())
@@ -182,7 +182,7 @@ def test_files_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture
     }
     for name, message in messages.items():
         with pytest.raises(CodoError, match=message) as caught:
-            read_source(str(tmp_path / name))
+            read_pretrained(str(tmp_path / name))
         assert "\n" not in str(caught.value)
     assert "executed" not in capsys.readouterr().out
 
@@ -190,7 +190,7 @@ def test_files_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_an_unfinished_run_is_named_so(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("{}")
     with pytest.raises(CodoError, match="did the run finish"):
-        read_source(str(tmp_path))
+        read_pretrained(str(tmp_path))
 
 
 def test_the_architecture_comes_from_the_run(pretrained: Path, tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_metadata_of_parts_that_are_broken_are_refused(tmp_path, custom):
 
 @pytest.mark.parametrize("load", [("backbone",), ("backbone", "fpn"), ("fpn", "box_head"), ("box_head",)])
 def test_what_is_not_to_be_loaded_stays_fresh_and_is_counted(pretrained: Path, load: tuple[str, ...]) -> None:
-    detector, source = build(), read_source(str(pretrained))
+    detector, source = build(), read_pretrained(str(pretrained))
     fresh = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
     coverage = load_into_detector(detector, source, load)
     for group, name in (
@@ -271,7 +271,7 @@ def test_what_is_not_to_be_loaded_stays_fresh_and_is_counted(pretrained: Path, l
 def test_a_part_that_the_file_has_not_cannot_be_loaded_alone(tmp_path: Path) -> None:
     body = {k: v for k, v in encoder_state().items() if k.startswith("backbone.body.")}
     with pytest.raises(CodoError, match="has nothing of fpn, box_head that fits the detector"):
-        load_into_detector(build(), read_source(write(tmp_path / "run", body)), ("fpn", "box_head"))
+        load_into_detector(build(), read_pretrained(write(tmp_path / "run", body)), ("fpn", "box_head"))
 
 
 def test_which_parts_can_be_asked_for(pretrained: Path) -> None:

@@ -20,7 +20,7 @@ from codo.weights.tensors import read_tensors
 
 
 @dataclass(frozen=True)
-class Source:
+class Pretrained:
     """Weights of a file, under an encoder's names.
 
     Attributes:
@@ -45,7 +45,7 @@ class Source:
         return {"source": self.name, "kind": self.kind, "sha256": self.sha256, **run}
 
 
-def read_source(weights: str, backbone: str | None = None) -> Source:
+def read_pretrained(weights: str, backbone: str | None = None) -> Pretrained:
     """Read pretrained weights.
 
     Args:
@@ -66,7 +66,7 @@ def read_source(weights: str, backbone: str | None = None) -> Source:
     name = path.parent.name if Path(weights).is_dir() else path.name
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    return Source(name or path.name, found.kind, found.state, found.ignored, metadata, digest)
+    return Pretrained(name or path.name, found.kind, found.state, found.ignored, metadata, digest)
 
 
 def weights_path(weights: str) -> Path:

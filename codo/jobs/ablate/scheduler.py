@@ -21,7 +21,7 @@ STOPPED = (130, 143, -2, -15)
 
 
 @dataclass
-class Schedule:
+class Scheduler:
     """Runs the jobs of a plan that are not done.
 
     Args:
