@@ -44,11 +44,11 @@ def warn_of_fresh(loaded: dict[str, Any], training: dict[str, Any]) -> None:
     """Say which frozen parts are random: a baseline if that is meant, and no probe of pretraining."""
     from codo.runs.console import warn
 
-    groups = loaded.get("frozen_but_fresh")  # absent in runs of before it
+    groups = loaded["frozen_but_fresh"]
     if not groups:
         return
     text = f"frozen but not pretrained: {', '.join(groups)}; what of them was not loaded is random and stays so"
-    fresh = [name for group in groups for kind in FRESH for name in loaded["groups"][group].get(kind, [])]
+    fresh = [name for group in groups for kind in FRESH for name in loaded["groups"][group][kind]]
     if training["frozen_norm"] == "population" and any(name.endswith("running_mean") for name in fresh):
         text += ", and their batch norms use statistics that nothing has learnt"
     warn(text)

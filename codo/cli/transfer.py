@@ -225,8 +225,7 @@ def _print_loaded(loaded: dict[str, Any]) -> None:
     kinds = ("matched", "missing", "unexpected", "reshaped", "left_out")
     table = Table("tensors", *(kind.replace("_", " ") for kind in kinds), title=title, title_justify="left")
     for name, group in loaded["groups"].items():
-        # Runs of before --load resume with a coverage.json that leaves nothing out.
-        table.add_row(name, *(str(group["counts"].get(kind, 0)) for kind in kinds))
+        table.add_row(name, *(str(group["counts"][kind]) for kind in kinds))
     console.print(table)
     if loaded["ignored"]:
         console.print(f"{len(loaded['ignored'])} tensors of the file belong to no group that transfers: left out")

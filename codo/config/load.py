@@ -102,11 +102,9 @@ def fingerprint(config: BaseModel, data: str = "") -> str:
         config: the resolved config.
         data: a fingerprint of the data, which stands in for its paths and for how much of it is used.
     """
-    tree = config.model_dump(mode="json", exclude={"run", "data", "weights"})
-    # A default says nothing, so that fingerprints of before there was the field stay.
-    changed = config.model_dump(mode="json", include={"data"}, exclude_defaults=True).get("data", {})
-    if reading := {name: value for name, value in changed.items() if name not in CHOOSE_DATA}:
-        tree["data"] = reading
+    tree = config.model_dump(mode="json", exclude={"run", "weights"})
+    if "data" in tree:
+        tree["data"] = {name: value for name, value in tree["data"].items() if name not in CHOOSE_DATA}
     text = json.dumps([type(config).__name__, tree, data], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

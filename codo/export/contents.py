@@ -154,7 +154,7 @@ def read_contents(run: str) -> Contents:
             sampling_ratio=int(roi.get("sampling_ratio", 2)),
             aligned=bool(roi.get("aligned", False)),
             fingerprint=metadata["fingerprint"],
-            version=metadata.get("codo_version", "?"),
+            version=metadata["codo_version"],
             own_box_head=custom.get("box_head"),
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:

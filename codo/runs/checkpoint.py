@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             raise OSError(str(error).splitlines()[0]) from error
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote, to the processor's memory, executing nothing.
+def load_checkpoint(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote, to the processor's memory, executing nothing; it must have `keys`.
 
     Raises:
-        CodoError: absent, truncated or not a checkpoint.
+        CodoError: absent, truncated or not such a checkpoint.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -42,4 +43,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CodoError(f"cannot read the checkpoint {path}: {why}") from error
     if not isinstance(state, dict):
         raise CodoError(f"{path} is not a codo checkpoint")
+    for key in keys:
+        if key not in state:
+            raise CodoError(f'cannot go on from {path}: it lacks "{key}"')
     return state

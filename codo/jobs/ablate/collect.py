@@ -15,12 +15,13 @@ from codo.jobs.ablate.places import shell, tidy, without_places
 from codo.jobs.ablate.plan import CellKey, CellPlan, Plan
 from codo.jobs.ablate.results import Cell, Point, Probed, Results, Row
 from codo.jobs.pretrain.preview import preview
-from codo.jobs.transfer.curve import curve_area
 from codo.runs.console import warn
 from codo.runs.record import RunFolder, environment
 
 LOSS_POINTS = 200
 SHEET_ROWS = 4
+TRANSFERRED = ("metrics", "curve", "curve_area", "errors", "fingerprint", "train_seconds")
+"""What the summary.json of a transfer must have."""
 NEW = "NEW-FOLDER"
 """Stands for the output of a command, which may not be there yet."""
 
@@ -113,30 +114,31 @@ def _cell(plan: Plan, key: CellKey, cell: CellPlan, folder: Path, failures: dict
         found |= {"status": "failed", "failure": failed[0]}
     fingerprints, seconds, metrics = {}, {}, {}
     if "pretrain" in jobs and jobs["pretrain"].done:
-        summary = jobs["pretrain"].summary()
+        summary = jobs["pretrain"].summary("fingerprint", "seconds")
         fingerprints["pretrain"], seconds["pretrain"] = summary["fingerprint"], summary["seconds"]
         found["loss"] = loss_curve(jobs["pretrain"].run)
         found["probe_curves"] = probe_curves(jobs["pretrain"].run)
     if "probe" in jobs and jobs["probe"].done:
-        asked, summary = plan.grid.file.probes, jobs["probe"].summary()
+        asked = plan.grid.file.probes
+        summary = jobs["probe"].summary("probes", "chance", "held_out", "settings.images")
         for name, value in _numbers(summary["probes"]).items():
             if isinstance(asked, bool) or name in asked:
                 metrics[f"probe/{name}"] = value
-        chance = _numbers(summary.get("chance") or {})
+        chance = _numbers(summary["chance"])
         found["probed"] = Probed(
-            held_out=summary.get("held_out"),
-            images=(summary.get("settings") or {}).get("images") or "",
+            held_out=summary["held_out"],
+            images=summary["settings"]["images"],
             chance={f"probe/{n}": v for n, v in chance.items() if v is not None and f"probe/{n}" in metrics},
         )
     if jobs["transfer"].done:
-        summary = jobs["transfer"].summary()
+        summary = jobs["transfer"].summary(*TRANSFERRED)
         curve = [Point(step=p["step"], epoch=p["epoch"], AP=p["AP"]) for p in summary["curve"]]
         metrics |= _numbers(summary["metrics"])
         metrics |= {f"mask_{name}": value for name, value in _numbers(summary.get("mask_metrics") or {}).items()}
-        metrics["curve_area"] = summary.get("curve_area", curve_area(summary["curve"]))
+        metrics["curve_area"] = summary["curve_area"]
         fingerprints["transfer"] = summary["fingerprint"]
         seconds["transfer"] = summary["train_seconds"]
-        found |= {"status": "done", "curve": curve, "errors": summary.get("errors") or {}}
+        found |= {"status": "done", "curve": curve, "errors": summary["errors"]}
     return Cell(**found, metrics=metrics, fingerprints=fingerprints, seconds=seconds)
 
 

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from codo.config.load import DATA_PATHS, dump_yaml
 from codo.runs.files import write_json, write_text
+from codo.runs.record import read_json
 
 Kind = Literal["pretrain", "transfer", "probe"]
 
@@ -138,9 +139,13 @@ class JobFolder:
         """Whether the job came to its end."""
         return self.result.is_file()
 
-    def summary(self) -> dict[str, Any]:
-        """Read the result."""
-        return json.loads(self.result.read_text(encoding="utf-8"))
+    def summary(self, *keys: str) -> dict[str, Any]:
+        """Read the result, which must have `keys`.
+
+        Raises:
+            CodoError: as `codo.runs.record.read_json`.
+        """
+        return read_json(self.result, keys)
 
     @property
     def failure(self) -> dict[str, Any] | None:

@@ -73,14 +73,14 @@ class Probed(_Record):
     """What the probes of a pretraining looked at.
 
     Attributes:
-        held_out: whether the pretraining saw none of the images; None where that is not on record.
-        images: the same where the images are; empty where that is not on record.
+        held_out: whether the pretraining saw none of the images.
+        images: the same where the images are.
         chance: `probe/NAME` -> what an embedding that knows nothing has.
     """
 
-    held_out: bool | None = None
-    images: str = ""
-    chance: dict[str, float] = {}
+    held_out: bool
+    images: str
+    chance: dict[str, float]
 
 
 class Cell(_Record):

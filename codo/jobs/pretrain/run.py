@@ -152,10 +152,10 @@ def _resume(folder: RunFolder, changes: dict[str, Any] | None, parts: Parts, wor
     check_resumed(path, differences(before, config), (*MOVABLE, *(["optim.epochs"] if longer else [])))
     if folder.complete and not longer:
         raise CodoError(f"--resume {path}: the run is complete; ask for more epochs to continue it")
-    then = folder.environment("data.fingerprint")
-    if then.get("parts", {}) != parts.names():
+    then = folder.environment("data.fingerprint", "parts", "processes", "extended")
+    if then["parts"] != parts.names():
         raise CodoError(
-            f"--resume {path}: the run began with the parts {then.get('parts') or 'none'} from Python, now they are "
+            f"--resume {path}: the run began with the parts {then['parts'] or 'none'} from Python, now they are "
             f"{parts.names() or 'none'}; pass the same to codo.resume_pretrain"
         )
     hardware = check_parts(config, parts, world)
@@ -170,7 +170,7 @@ def _resume(folder: RunFolder, changes: dict[str, Any] | None, parts: Parts, wor
         elif world.first:
             warn(f"{path} was stopped before its first checkpoint; it begins again")
         if run.step:
-            run.extended = then.get("extended", [])
+            run.extended = then["extended"]
             if longer and all(step != run.step for step, _ in run.extended):
                 old, new = before.optim.epochs, config.optim.epochs
                 run.extended = [*run.extended, [run.step, old]]
@@ -179,7 +179,7 @@ def _resume(folder: RunFolder, changes: dict[str, Any] | None, parts: Parts, wor
                         f"{path}: its {run.step} steps went by a schedule of {old} epochs, the next go by one of "
                         f"{new}; a run of {new} epochs from the start computes something else"
                     )
-        if (began := then.get("processes", 1)) != world.size and world.first:
+        if (began := then["processes"]) != world.size and world.first:
             warn(
                 f"{path} ran on {began} processes, now on {world.size}: samples, BN groups and queues are "
                 "the same, sums are taken in another order; equal to rounding, not bit for bit"

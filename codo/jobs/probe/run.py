@@ -152,7 +152,7 @@ def _encoder(run_folder: Path | None, config: PretrainConfig | None) -> tuple[Pr
         raise CodoError(
             f"{run_folder} is not complete; finish it with: codo pretrain --resume {shlex.quote(str(run_folder))}"
         )
-    handed = sorted({"losses", "projector", "box_head", "backbone"} & run.environment().get("parts", {}).keys())
+    handed = sorted({"losses", "projector", "box_head", "backbone"} & run.environment("parts")["parts"].keys())
     if handed:
         raise CodoError(
             f"{run_folder} was made with parts handed over from Python ({', '.join(handed)}), which cannot be built "

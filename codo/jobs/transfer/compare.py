@@ -17,9 +17,12 @@ FREE = ("seed", "weights", "load", "run.", *(f"data.{name}" for name in DATA_PAT
 """What compared runs may differ in: the seed, the weights and which parts of them are loaded, where things lie and
 where they ran. That the data are the same is seen by their fingerprint."""
 
+COURSE = ("curve_area", "best", "steps_to_ap", "steps", "train_seconds")
+"""What a summary.json says of the course of AP, and what it took."""
+
 NEEDED = (
-    *("data.name", "data.fraction", "data.fingerprint", "weights.source", "evaluated_on", "seed", "detector"),
-    *("metrics", "per_class"),
+    *("data.name", "data.fraction", "data.whole_fingerprint", "weights.source", "evaluated_on", "seed", "detector"),
+    *("metrics", "per_class", *COURSE),
 )
 """What a summary.json must have."""
 
@@ -95,7 +98,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], TransferConfig, dict[str, Any]]
         raise CodoError(f"{folder} is no transfer run; compare takes those")
     summary = read_json(file, NEEDED)
     config = load_run_config(TransferConfig, folder)
-    environment, data, weights = run.environment("hardware"), summary["data"], summary["weights"]
+    environment = run.environment("hardware", "processes", "extended")
+    data, weights = summary["data"], summary["weights"]
     row: dict[str, Any] = {
         "run": str(folder),
         "data": data["name"],
@@ -111,14 +115,14 @@ def _read(folder: Path) -> tuple[dict[str, Any], TransferConfig, dict[str, Any]]
         "metrics": summary["metrics"],
         **{key: summary[key] for key in ("errors", "mask_metrics", "mask_errors") if key in summary},
         "per_class": {entry["name"]: entry["AP"] for entry in summary["per_class"]},
-        **{key: summary.get(key) for key in ("curve_area", "best", "steps_to_ap", "steps", "train_seconds")},
+        **{key: summary[key] for key in COURSE},
     }
     # Runs of one data set with several seeds have trained on other shares of it: the fingerprint is the whole set's.
     protocol = {
-        "data": data.get("whole_fingerprint", data["fingerprint"]),
+        "data": data["whole_fingerprint"],
         "evaluated_on": summary["evaluated_on"],
-        "processes": environment.get("processes", 1),
-        "extended": environment.get("extended", []),
+        "processes": environment["processes"],
+        "extended": environment["extended"],
     }
     return row, config, protocol
 

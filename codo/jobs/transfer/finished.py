@@ -68,8 +68,6 @@ def open_run(path: Path, changes: Mapping[str, Any] | None = None, *, best: bool
         other = path / "best.safetensors"
         file, told = (other, other.name) if other.is_file() else (file, f"{told}; there is no {other.name}")
     state, metadata = read_weights(file)
-    if file.name == "best.safetensors":
-        told += f", of step {metadata.get('step', '?')}, AP {metadata.get('AP', '?')} on the run's own data"
     if "detector" not in metadata:
         raise CodoError(f"{path} is a pretraining run, without a detector; train one: codo transfer --weights {named}")
     given = {key: value for key, value in (changes or {}).items() if value is not None}
@@ -78,6 +76,8 @@ def open_run(path: Path, changes: Mapping[str, Any] | None = None, *, best: bool
     here |= {key: getattr(config.run, key) for key in here if f"run.{key}" in given}
     config = config.model_copy(update={"run": config.run.model_copy(update=here)})
     try:
+        if file.name == "best.safetensors":
+            told += f", of step {metadata['step']}, AP {metadata['AP']} on the run's own data"
         categories = {int(category): str(name) for category, name in json.loads(metadata["categories"])}
         mean, std = (list(map(float, json.loads(metadata[key]))) for key in ("mean", "std"))
         architecture = ArchitectureSection.model_validate_json(metadata["architecture"])

@@ -33,6 +33,9 @@ from codo.runs.world import World
 
 Evaluate = Callable[[Callable[[int, int], None]], Evaluation]
 
+STATE = ("detector", "optimizer", "scaler", "step", "curve", "best", "seconds", "unreadable", "mean", "std")
+"""What a checkpoint must have."""
+
 
 class Training:
     """A detector being trained.
@@ -93,8 +96,8 @@ class Training:
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.curve, self.seconds = state["step"], state["curve"], state["seconds"]
-        self.best_state = state.get("best")
-        self.unreadable = set(state.get("unreadable", ()))  # checkpoints of before it lack it
+        self.best_state = state["best"]
+        self.unreadable = set(state["unreadable"])
         if self._is_best:  # saved once only
             self._keep_best()
 

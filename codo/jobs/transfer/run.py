@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ from codo.jobs.transfer.detectors import build_detector
 from codo.jobs.transfer.evaluate import Evaluation, assess, evaluate
 from codo.jobs.transfer.finish import FINAL, TransferResult, finish
 from codo.jobs.transfer.hardware import hardware_of
-from codo.jobs.transfer.loop import Training
+from codo.jobs.transfer.loop import STATE, Training
 from codo.jobs.transfer.norms import check_norm
 from codo.jobs.transfer.proof import normalisation, prove
 from codo.jobs.transfer.schedule import describe_training, same_so_far, total_steps
-from codo.jobs.transfer.weights import fresh_coverage, frozen_but_fresh, load_into_detector
+from codo.jobs.transfer.weights import GroupCoverage, fresh_coverage, frozen_but_fresh, load_into_detector
 from codo.model import synchronise_bn
 from codo.runs.checkpoint import load_checkpoint
 from codo.runs.console import warn
@@ -36,12 +36,15 @@ from codo.runs.lock import held
 from codo.runs.record import RunFolder, read_json
 from codo.runs.seed import integer_seed
 from codo.runs.world import World
-from codo.weights import check_architecture, read_pretrained
+from codo.weights import GROUPS, check_architecture, read_pretrained
 
 LENGTHS = ("optim.epochs", "optim.iterations")
 """Fields of which a resumed run may have more."""
 
-COVERAGE = ("weights.source", "groups", "ignored", "proof")
+COVERAGE = (
+    *("weights.source", "groups", "ignored", "frozen_but_fresh", "proof"),
+    *(f"groups.{name}.{of}{kind.name}" for name in GROUPS for of in ("counts.", "") for kind in fields(GroupCoverage)),
+)
 """What a coverage.json must have."""
 
 
@@ -148,9 +151,9 @@ def _resume(
     check_resumed(path, changed, longer)
     if folder.complete and not longer:
         raise CodoError(f"--resume {path}: the run is complete; ask for more epochs to continue it")
-    then = folder.environment("data.fingerprint")
+    then = folder.environment("data.fingerprint", "processes", "extended")
     loaded = read_json(path / "coverage.json", COVERAGE)
-    began = then.get("processes", world.size)
+    began = then["processes"]
     if began != world.size:  # each samples and normalises its own part of a batch
         raise CodoError(
             f"--resume {path}: the run began on {_processes(began)}, this is {_processes(world.size)}; go on with as "
@@ -162,7 +165,7 @@ def _resume(
     if then["data"]["fingerprint"] != data.fingerprint:
         raise CodoError(f"--resume {path}: the images or annotations of {data.name} have changed since")
     checkpoint = path / "checkpoint.pt"
-    state = load_checkpoint(checkpoint) if checkpoint.exists() or folder.complete else None
+    state = load_checkpoint(checkpoint, STATE) if checkpoint.exists() or folder.complete else None
     with world.joined(hardware.device):
         if state is not None:
             detector = fresh_detector(config, len(data.labels), state["mean"], state["std"])
@@ -177,7 +180,7 @@ def _resume(
             folder.rewind_metrics(state["step"] if state else 0)
             for name in FINAL:  # what is longer is not complete
                 (path / name).unlink(missing_ok=True)
-        extended = then.get("extended", []) if state else []
+        extended = then["extended"] if state else []
         per_epoch = steps_per_epoch(len(data.train.images), config.optim.batch_size)
         if state and not same_so_far(before.optim, config.optim, per_epoch, state["step"]):
             old = total_steps(before.optim, per_epoch)
@@ -250,7 +253,7 @@ def _execute(
     facts = {
         "fingerprint": name,
         "weights": loaded["weights"],
-        "frozen_but_fresh": loaded.get("frozen_but_fresh", []),  # runs of before it resume too
+        "frozen_but_fresh": loaded["frozen_but_fresh"],
         "training": trained,
         "features": features_kept,
     }

@@ -15,8 +15,15 @@ from codo.jobs.transfer.finish import TransferResult
 from codo.jobs.transfer.plot import plot_curves
 from codo.jobs.transfer.run import Start, resume, transfer
 from codo.runs.files import write_json
+from codo.runs.record import read_json
 from codo.runs.repeat import bring_to_end
 from codo.runs.world import World
+
+NEEDED = (
+    *("seed", "detector", "protocol", "weights.source", "steps", "data.name", "data.fraction"),
+    *("data.whole_fingerprint", "metrics", "curve", "curve_area", "train_seconds"),
+)
+"""What the summary.json of a seed must have."""
 
 
 def transfer_seeds(
@@ -67,7 +74,8 @@ def transfer_seeds(
     for seed in seeds:
         say(f"seed {seed} -> {folders[seed]}")
         start = partial(transfer, configs[seed], folders[seed], on_start)
-        summaries.append(bring_to_end(folders[seed], start, partial(resume, folders[seed], None, on_start), say))
+        bring_to_end(folders[seed], start, partial(resume, folders[seed], None, on_start), say)
+        summaries.append(read_json(folders[seed] / "summary.json", NEEDED))
         _check_one_kind(summaries)
     together = summarise(summaries)
     write_json(out / "seeds.json", together)
@@ -112,7 +120,7 @@ def _check_one_kind(summaries: Sequence[dict[str, Any]]) -> None:
     """Refuse seeds of different weights or data, which the same paths may hold at different times."""
     seen = {
         "weights": [s["weights"].get("sha256") for s in summaries],
-        "data": [s["data"].get("whole_fingerprint") for s in summaries],
+        "data": [s["data"]["whole_fingerprint"] for s in summaries],
     }
     for what, found in seen.items():
         other = [str(s["seed"]) for s, mark in zip(summaries, found, strict=True) if mark != found[0]]

@@ -29,6 +29,7 @@ DONE: dict[str, dict[str, Any]] = {
         "train_seconds": 1.0,
         "curve": [{"step": 1, "epoch": 1.0, "AP": 2.0}, {"step": 2, "epoch": 2.0, "AP": 3.0}],
         "metrics": {"AP": 3.0, "AP50": 4.0},
+        "curve_area": 2.0,
         "errors": {"missed": 1.0},
     },
     "probe": {

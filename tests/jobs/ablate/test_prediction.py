@@ -84,9 +84,9 @@ def test_where_nothing_can_be_said_nothing_is(pairs):
 def test_rows_that_were_probed_on_other_images_are_not_correlated():
     results = make([(i, i) for i in range(6)], seeds=2)
     for cell in results.cells:
-        cell.probed = Probed(images=f"of seed {cell.seed}")
+        cell.probed = Probed(held_out=True, images=f"of seed {cell.seed}", chance={})
     assert predictions(results) == {"p": {"knn": "+1.00, 6 rows"}}
-    results.cells[-1].probed = Probed(images="others")
+    results.cells[-1].probed = Probed(held_out=True, images="others", chance={})
     assert predictions(results) == {}
     text = markdown(results, [])
     assert "Do the probes" not in text

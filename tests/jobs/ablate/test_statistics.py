@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 import warnings
 from itertools import product
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from codo.jobs.ablate.analysis import analyse, epochs_to
-from codo.jobs.ablate.collect import _cell
-from codo.jobs.ablate.plan import CellKey
 from codo.jobs.ablate.results import Cell, Point, Results, Row
 from codo.jobs.ablate.statistics import (
     FEWEST,
@@ -263,21 +260,6 @@ def test_time_to_an_AP():
     assert reach.median("codo") < reach.median("no hierarchy")
     assert reach.median("not pretrained") is None  # most seeds never get there
     assert set(reach.epochs["no hierarchy"]) == {0, 2, 3, 4}
-
-
-def test_a_transfer_without_the_area_gets_the_one_that_transfer_computes(tmp_path):
-    points = [{"step": 10, "epoch": 1.0, "AP": 20.0}, {"step": 40, "epoch": 4.0, "AP": 40.0}]
-    summary = {"metrics": {"AP": 40.0}, "curve": points, "fingerprint": "0", "train_seconds": 1.0}
-    words = ["transfer", "--out", "run"]
-    run = tmp_path / "run"
-    facts = {"name": "transfer-0", "kind": "transfer", "done": True, "run": run}
-    job = SimpleNamespace(**facts, command=lambda: words, summary=lambda: summary)
-    grid = SimpleNamespace(file=SimpleNamespace(processes=1))
-    plan = SimpleNamespace(grid=grid, store=SimpleNamespace(folder=lambda name: job))
-    key, jobs = CellKey("a", "b", 0), SimpleNamespace(jobs=lambda: ["transfer-0"])
-    assert _cell(plan, key, jobs, tmp_path, {}).metrics["curve_area"] == (10 * 10 + 30 * 30) / 40
-    summary["curve_area"] = 5.0
-    assert _cell(plan, key, jobs, tmp_path, {}).metrics["curve_area"] == 5.0
 
 
 def test_no_difference_needs_both_ends_of_the_interval_within_the_margin():

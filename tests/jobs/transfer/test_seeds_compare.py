@@ -79,12 +79,16 @@ def test_seeds_of_other_weights_or_data_are_not_mixed(make_config: Make, tmp_pat
         summary = {
             "seed": seed,
             "weights": {"source": "pretrained", "sha256": marks["weights"]},
-            "data": {"fingerprint": str(seed), "whole_fingerprint": marks["data"]},
+            "data": {"name": "a", "fraction": 1.0, "fingerprint": str(seed), "whole_fingerprint": marks["data"]},
         }
-        (folder / "summary.json").write_text(json.dumps(summary))
+        others = dict.fromkeys(("detector", "protocol", "steps", "metrics", "curve", "curve_area", "train_seconds"))
+        (folder / "summary.json").write_text(json.dumps(summary | others))
     with pytest.raises(CodoError, match=rf"the {part} of seed 4 are not those of seed 0") as refused:
         transfer_seeds(config, [0, 4], tmp_path)
     assert "\n" not in str(refused.value)
+    (folder / "summary.json").write_text("{}")
+    with pytest.raises(CodoError, match=rf'^cannot read {folder / "summary.json"}: it lacks "seed"$'):
+        transfer_seeds(config, [5], tmp_path)
     assert not (tmp_path / "seeds.json").exists()
 
 

@@ -221,9 +221,12 @@ def test_a_run_without_a_checkpoint_begins_again(
 
 def test_a_damaged_run_is_not_resumed_and_keeps_what_it_has(make_config: Make, tmp_path: Path) -> None:
     run = transfer(make_config(optim={"epochs": 1}), tmp_path / "run").path
+    coverage = json.loads((run / "coverage.json").read_text())
     for name, content, said in (
         ("environment.json", '{"fingerprint": "a", "data": {}}', 'it lacks "data.fingerprint"'),
         ("coverage.json", '{"weights": {"source": "none"}}', 'it lacks "groups"'),
+        ("environment.json", '{"fingerprint": "a", "data": {"fingerprint": "b"}}', 'it lacks "processes"'),
+        ("coverage.json", json.dumps({**coverage, "groups": {}}), 'it lacks "groups.backbone.counts.matched"'),
         ("coverage.json", "[]", "it is no JSON object"),
         ("checkpoint.pt", "PK", "it is cut off or not a checkpoint"),
         ("metrics.jsonl", '{"step": 1}\n{"st\n{"step": 3}\n', "line 2 is damaged"),
@@ -320,15 +323,15 @@ def test_broken_images_are_counted_and_left_out(make_config: Make, coco_root: Pa
     config = make_config(data={"root": str(tmp_path / "squares")}, optim={"epochs": 1})
     result = transfer(config, tmp_path / "run")
     assert result.summary["unreadable_images"] == {"train": 1, "val": ["val_2.png"]}
-    # Resumed after its last step, which reads nothing, it still knows; a checkpoint of before that was kept does not.
+    # Resumed after its last step, which reads nothing, it still knows.
     (result.path / "summary.json").unlink()
     assert resume(result.path).summary["unreadable_images"] == result.summary["unreadable_images"]
     checkpoint = result.path / "checkpoint.pt"
-    old = torch.load(checkpoint, weights_only=True)
-    del old["unreadable"]
-    torch.save(old, checkpoint)
-    (result.path / "summary.json").unlink()
-    assert resume(result.path).summary["unreadable_images"]["train"] == 0
+    cut = torch.load(checkpoint, weights_only=True)
+    del cut["unreadable"]
+    torch.save(cut, checkpoint)
+    with pytest.raises(CodoError, match=r'cannot go on from .*checkpoint\.pt: it lacks "unreadable"$'):
+        resume(result.path, {"optim.epochs": 2})
     assert {p["image_id"] for p in json.loads((result.path / "predictions.json").read_text())} == {500, 510}
     for path in (tmp_path / "squares" / "images").iterdir():
         path.write_bytes(b"")

@@ -167,7 +167,7 @@ def probed(results: Results) -> list[str]:
     """Say where the probes looked at images of the training, and where rows of one seed at different ones."""
     cells = {(c.row, c.seed): c.probed for c in results.cells if c.probed is not None}
     said = []
-    trained = ", ".join(f"{row} (seed {seed})" for (row, seed), looked in cells.items() if looked.held_out is False)
+    trained = ", ".join(f"{row} (seed {seed})" for (row, seed), looked in cells.items() if not looked.held_out)
     if trained:
         said.append(f"Not held out: the pretraining may have seen the images that it is probed on: {trained}.")
     unlike: dict[str, list[str]] = {}
@@ -186,7 +186,7 @@ def probed_apart(results: Results) -> dict[int, list[list[str]]]:
     for seed in results.seeds:
         groups: dict[str, list[str]] = {}
         for (row, of), images in cells.items():
-            if of == seed and images:
+            if of == seed:
                 groups.setdefault(images, []).append(row)
         if len(groups) > 1:
             found[seed] = list(groups.values())
