@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
@@ -24,7 +23,7 @@ from codo.errors import CodoError
 from codo.heads import box_head
 from codo.heads.box import POOLED_SIZE
 from codo.heads.pyramid import pool_pyramid
-from codo.jobs.transfer.base import Detector
+from codo.jobs.transfer.base import Anchors, Detector
 from codo.jobs.transfer.norms import put_group_norms, set_training
 from codo.jobs.transfer.one_stage import FCOSDetector, RetinaNetDetector, fcos_parts, retinanet_parts, upper_backbone
 from codo.parts import find
@@ -145,7 +144,7 @@ def build_detector(
 def _two_stage(config: TransferConfig, backbone: Backbone, num_classes: int, common: dict[str, Any]) -> Detector:
     architecture, detection = config.architecture, config.detection
     channels = architecture.fpn_channels
-    anchors = AnchorGenerator(tuple((side,) for side in ANCHOR_SIDES), (ASPECT_RATIOS,) * len(ANCHOR_SIDES))
+    anchors = Anchors(tuple((side,) for side in ANCHOR_SIDES), (ASPECT_RATIOS,) * len(ANCHOR_SIDES))
     common |= {
         "rpn_anchor_generator": anchors,
         "rpn_head": _RPNHead(channels, anchors.num_anchors_per_location()[0], conv_depth=2),

@@ -16,7 +16,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from codo.backbones import Backbone
-from codo.jobs.transfer.base import Detector
+from codo.jobs.transfer.base import Anchors, Detector
 from codo.jobs.transfer.norms import norm_groups
 
 RETINANET_ANCHORS = tuple(tuple(int(side * 2 ** (i / 3)) for i in range(3)) for side in (32, 64, 128, 256, 512))
@@ -26,7 +26,10 @@ FCOS_ANCHORS = ((8,), (16,), (32,), (64,), (128,))
 
 
 class RetinaNetDetector(Detector, RetinaNet):
-    """torchvision's RetinaNet, in the shape of `retinanet_resnet50_fpn_v2`, on codo's FPN P3-P5 and P6, P7."""
+    """torchvision's RetinaNet, in the shape of `retinanet_resnet50_fpn_v2`, on codo's FPN P3-P5 and P6, P7.
+
+    One difference: P6 comes from P5, as in torchvision's first version and its FCOS, not from C5.
+    """
 
 
 class FCOSDetector(Detector, FCOS):
@@ -64,14 +67,16 @@ class _UpperPyramid(FeaturePyramidNetwork):
 
 def retinanet_parts(channels: int, classes: int) -> tuple[AnchorGenerator, nn.Module]:
     """Build RetinaNet's anchors and head; `classes` counts the background."""
-    anchors = AnchorGenerator(RETINANET_ANCHORS, ((0.5, 1.0, 2.0),) * len(RETINANET_ANCHORS))
+    anchors = Anchors(RETINANET_ANCHORS, ((0.5, 1.0, 2.0),) * len(RETINANET_ANCHORS))
     count = anchors.num_anchors_per_location()[0]
-    return anchors, _RetinaNetHead(channels, count, classes, norm_layer=_group_norm(channels))
+    head = _RetinaNetHead(channels, count, classes, norm_layer=_group_norm(channels))
+    head.regression_head._loss_type = "giou"  # as torchvision's v2 sets it
+    return anchors, head
 
 
 def fcos_parts(channels: int, classes: int) -> tuple[AnchorGenerator, nn.Module]:
     """Build FCOS's anchors and head; `classes` counts the background."""
-    return AnchorGenerator(FCOS_ANCHORS, ((1.0,),) * len(FCOS_ANCHORS)), _FCOSHead(channels, classes)
+    return Anchors(FCOS_ANCHORS, ((1.0,),) * len(FCOS_ANCHORS)), _FCOSHead(channels, classes)
 
 
 def _group_norm(channels: int) -> partial[nn.GroupNorm]:

@@ -1,6 +1,7 @@
 import pytest
 import torch
-from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
+from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2, retinanet_resnet50_fpn_v2
+from torchvision.models.detection.image_list import ImageList
 from transfer_parts import ARCHITECTURE, detector_config
 
 from codo.config.sections import ArchitectureSection
@@ -96,6 +97,27 @@ def test_boxes_are_float32_under_bf16() -> None:
     assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
     scores, deltas = detector.roi_heads.box_predictor(torch.rand(1, 32))
     assert scores.dtype == deltas.dtype == torch.float32
+
+
+@pytest.mark.parametrize("detector", ["faster_rcnn", "mask_rcnn", "retinanet", "fcos"])
+def test_anchors_are_the_same_under_bf16_as_in_fp32(detector: str) -> None:
+    built = build_detector(detector_config(ARCHITECTURE, SIZES, detector=detector), 2)
+    anchors = built.rpn.anchor_generator if hasattr(built, "rpn") else built.anchor_generator
+    first = 4 if hasattr(built, "rpn") else 8
+    wide = ImageList(torch.zeros(1, 3, 64, 1344), [(64, 1344)])
+    levels = [torch.zeros(1, 1, max(64 // stride, 1), 1344 // stride) for stride in (first << i for i in range(5))]
+    rounded = anchors(wide, [level.bfloat16() for level in levels])[0]
+    exact = anchors(wide, levels)[0]
+    shifts = exact.view(-1, anchors.num_anchors_per_location()[0], 4)[: 1344 // first, 0, 0].diff()
+    assert set(shifts.tolist()) == {first}
+    assert rounded.dtype == torch.float32
+    assert torch.equal(rounded, exact)
+
+
+def test_retinanet_learns_boxes_as_torchvisions_second_version() -> None:
+    reference = retinanet_resnet50_fpn_v2(weights=None, weights_backbone=None).head.regression_head
+    built = build_detector(detector_config(ARCHITECTURE, SIZES, detector="retinanet"), 2).head.regression_head
+    assert built._loss_type == reference._loss_type == "giou"
 
 
 def test_an_image_without_boxes_can_be_learnt_from() -> None:
