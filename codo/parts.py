@@ -7,8 +7,11 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from codo.config.sections import Part
 from codo.errors import CodoError
@@ -63,7 +66,8 @@ def find(path: str) -> Any:
     """Import what a dotted path names.
 
     Args:
-        path: `package.module:Name`, looked for in the working directory too, or `path/to/file.py:Name`.
+        path: `package.module:Name`, looked for in the working directory too, or `path/to/file.py:Name`; the folder that
+            was looked in stays on Python's path.
 
     Raises:
         CodoError: no such module or name, or the module fails; in one line.
@@ -82,28 +86,32 @@ def find(path: str) -> Any:
 
 
 def _import_module(name: str) -> Any:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)  # the console script, other than `python -m`, does not look there
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(here)
+    _look_in(Path.cwd())  # the console script, other than `python -m`, does not
+    return importlib.import_module(name)
 
 
 def _import_file(file: Path) -> Any:
-    name = f"codo_user_{file.resolve()}"
-    if name in sys.modules:
-        return sys.modules[name]
     if not file.is_file():
         raise CodoError(f"{file}: no such file")
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None, "a .py file has a loader"
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+    file = file.resolve()
+    _look_in(file.parent)
+    return importlib.import_module(_FilesByName.PREFIX + str(file).replace("%", "%25").replace(".", "%2E"))
+
+
+def _look_in(folder: Path) -> None:
+    """Put a folder first on Python's path and leave it there, where loader workers that are started afresh look too."""
+    sys.path[:] = [str(folder), *(other for other in sys.path if other != str(folder))]
+
+
+class _FilesByName(MetaPathFinder):
+    """Imports a file by a name that holds its path: a part of it is then pickled by name, as any other is."""
+
+    PREFIX = "codo_user_"
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if not fullname.startswith(self.PREFIX):
+            return None
+        return importlib.util.spec_from_file_location(fullname, unquote(fullname.removeprefix(self.PREFIX)))
+
+
+sys.meta_path.append(_FilesByName())

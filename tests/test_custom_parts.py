@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from torch.multiprocessing import get_start_method, set_start_method
 
 import codo
 from codo.cli import main
@@ -20,6 +21,7 @@ from codo.parts import find
 from codo.runs.record import RunFolder
 from codo.runs.weights_file import read_weights
 from tests.conftest import REPOSITORY
+from tests.parts import run_of
 
 TEXT = (REPOSITORY / "docs" / "custom-parts.md").read_text(encoding="utf-8")
 BLOCKS = [block for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "class " in block]
@@ -126,6 +128,34 @@ def test_the_mixup_draws_the_same_whoever_loads(tiny, parts):
     assert torch.equal(one.images, two.images)
     assert not torch.equal(one.images, plain.images)
     assert torch.equal(one.exact_boxes, plain.exact_boxes)
+
+
+@pytest.mark.parametrize("place", ["my_parts", "sub/my_parts.py"])
+def test_workers_that_are_started_afresh_import_the_parts_again(tiny, parts, tmp_path, place):
+    file = tmp_path / "sub" / "my_parts.py"
+    file.parent.mkdir()
+    shutil.copy(tmp_path / "my_parts.py", file)
+    fields = {"augment": [f"{place}:Mixup"], "jitter.custom": f"{place}:Shift"}
+    before, batches = get_start_method(), []
+    try:
+        for method, workers in ((before, 0), ("spawn", 1)):
+            set_start_method(method, force=True)
+            run = run_of(tiny(**fields, **{"run.workers": workers}))
+            batches.append(next(iter(run.batches(1))))
+    finally:
+        set_start_method(before, force=True)
+    for here, there in zip(*(batch.views[:-1] for batch in batches), strict=True):
+        assert torch.equal(here, there)
+
+
+def test_a_part_imports_the_files_beside_it(tmp_path, monkeypatch):
+    folder = tmp_path / "sub"
+    folder.mkdir()
+    (folder / "helpers_beside.py").write_text("def answer(): return 42\n")
+    (folder / "part.py").write_text("from helpers_beside import answer\nclass Far:\n    value = answer()\n")
+    monkeypatch.chdir(tmp_path)
+    assert find("sub/part.py:Far").value == 42
+    assert find("sub/part.py:Far") is find(f"{folder}/part.py:Far")
 
 
 def test_a_losses_queue_and_parameter_are_saved_and_resumed(tiny, parts, tmp_path):
