@@ -65,7 +65,21 @@ def usage(path: Path, contents: Contents) -> str:
         f"{build(contents, mask, classes, given)}\n"
         f"state = torch.load({json.dumps(str(path))}, weights_only=True)\n"
         f"print(model.load_state_dict(state{strict})){told}"
+        f"{_shrink(contents.detection) if whole and contents.detection is not None else ''}"
     )
+
+
+def _shrink(detection: DetectionSection) -> str:
+    """Write what torchvision's transform leaves out: it shrinks without anti-aliasing, the run's evaluation with."""
+    short, long = detection.sides
+    return f"""
+
+
+def shrink(image):  # (3, H, W) uint8; found boxes are in pixels of what it returns: model([shrink(image) / 255])
+    scale = min({short} / min(image.shape[1:]), {long} / max(image.shape[1:]))
+    size = [max(1, round(scale * side)) for side in image.shape[1:]]
+    resize = torch.nn.functional.interpolate
+    return resize(image[None], size, mode="bilinear", antialias=True)[0] if scale < 1 else image"""
 
 
 def _settings(detection: DetectionSection) -> list[str]:

@@ -29,7 +29,9 @@ from codo.export.contents import read_contents
 from codo.export.torchvision import usage
 from codo.heads import box_head
 from codo.jobs.transfer.base import Detector
+from codo.jobs.transfer.dataset import fit
 from codo.jobs.transfer.detectors import build_detector
+from codo.jobs.transfer.evaluate import to_input
 from codo.jobs.transfer.proof import normalisation
 from codo.jobs.transfer.run import fresh_detector
 from codo.jobs.transfer.weights import load_into_detector
@@ -177,6 +179,24 @@ def test_a_trained_detector_is_torchvisions_as_a_whole(
         assert getattr(model.rpn, f"{kept}_nms_top_n")() == getattr(detector.rpn, f"{kept}_nms_top_n")()
     for name in ours:
         torch.testing.assert_close(theirs[name], ours[name])
+
+
+def test_a_larger_picture_is_shrunk_as_in_the_runs_evaluation(tmp_path: Path) -> None:
+    source, detector = write_detector(tmp_path / "run", "faster_rcnn")
+    done = export_run(source, "torchvision", tmp_path / "codo.pt")
+    names: dict[str, Any] = {}
+    with torch.random.fork_rng():
+        exec(done.usage, names)
+    model = names["model"].eval()
+    for height, width in ((301, 200), (150, 420), (50, 60)):  # the last one is enlarged, by the model
+        image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+        pixels = fit(image.permute(1, 2, 0).numpy(), *DETECTION.sides)
+        ours = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        assert torch.equal(names["shrink"](image), ours)
+        with torch.no_grad():
+            found, theirs = detector([to_input(ours, torch.device("cpu"))])[0], model([names["shrink"](image) / 255])[0]
+        for name in found:
+            torch.testing.assert_close(theirs[name], found[name])
 
 
 @pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn"])
