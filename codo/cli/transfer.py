@@ -117,8 +117,6 @@ def transfer_command(
         flags["optim.iterations"] = _scaled_length(resume, schedule)
         _print_result(resume_run(resume, flags, _print_start))
         return
-    if options["epochs"]:  # in place of the preset's length, whichever of the two fields that one is in
-        sets = ("optim.iterations=null", *sets)
     config = load_transfer_config(preset=preset, file=file, flags=flags, sets=sets, schedule=schedule)
     if dry_run:
         _dry_run(config)

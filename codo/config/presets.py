@@ -179,7 +179,7 @@ TRANSFER_PRESETS: dict[str, dict[str, Any]] = {
     },
     # Full scale: every default (ResNet-50, 640-800 px, batch 16, 90,000 iterations), and norms over all processes.
     "1x": {"norm": "sync_bn"},
-    "2x": {"norm": "sync_bn", "optim": {"iterations": 180_000}},
-    "12k": {"norm": "sync_bn", "optim": {"iterations": 12_000, "milestones": SCHEDULES["12k"].milestones}},
+    "2x": {"norm": "sync_bn", "optim": {"iterations": SCHEDULES["2x"].iterations}},
+    "12k": {"norm": "sync_bn", "optim": SCHEDULES["12k"]._asdict()},
 }
 """Preset -> nested fields of TransferConfig."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from codo.config.schedules import REFERENCE_LR, SCHEDULES
+from codo.config.schedules import REFERENCE_LR, SCHEDULE_WARMUP, SCHEDULES
 from codo.config.sections import ArchitectureSection, RunSection, Section
 
 Positive = Annotated[float, Field(gt=0)]
@@ -83,9 +83,9 @@ class TransferOptimSection(Section):
     """For a batch of 16; scaled by batch_size / 16."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (2 / 3, 8 / 9)
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = SCHEDULES["1x"].milestones
     """Where lr falls to a tenth, in shares of the schedule (1x: 60k and 80k of 90k)."""
-    warmup_iterations: Annotated[int, Field(ge=0)] = 1000
+    warmup_iterations: Annotated[int, Field(ge=0)] = SCHEDULE_WARMUP
     """Steps over which lr rises linearly from a thousandth."""
     flip_p: Annotated[float, Field(ge=0, le=1)] = 0.5
     """How often a training image is mirrored."""

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from codo.config.load import DATA_PATHS, differences, load_config, load_pretrain_config
+from codo.config.load import DATA_PATHS, differences, load_pretrain_config
 from codo.config.presets import PRETRAIN_PRESETS, TRANSFER_PRESETS
 from codo.config.pretrain import PretrainConfig
-from codo.config.schedules import SCHEDULES, schedule_fields
 from codo.config.sections import ArchitectureSection
 from codo.config.transfer import TransferConfig
 from codo.data.shards import is_shards
@@ -29,6 +28,7 @@ from codo.jobs.ablate.rows import (
     refuse_reserved,
     rows_of,
 )
+from codo.jobs.transfer.settings import compose
 
 PRETRAINED = "pretrained"
 """Stands for the weights of the row's own pretraining, in a transfer's config."""
@@ -200,17 +200,10 @@ class Base:
             if plan.changes is None:
                 merged.pop("load", None)  # of weights that there are none of
             sets = {key: c.value for key, c in merged.items()}
-            for one, other in (("optim.epochs", "optim.iterations"), ("optim.iterations", "optim.epochs")):
-                if sets.get(one) is not None and other not in sets:
-                    sets[other] = None  # the length given takes the place of the preset's
             flags = {key: value for key, value in sets.items() if value is not None} | fixed
             absent = [f"{key}=null" for key, value in sets.items() if value is None]
             try:
-                transfer = _load_transfer(preset, flags, absent)
-                if preset in SCHEDULES and transfer.optim.epochs is None:  # a preset's steps are those of batch 16
-                    scaled = schedule_fields(preset, transfer.optim.batch_size).items()
-                    unset = {key: value for key, value in scaled if key not in sets and value is not None}
-                    transfer = _load_transfer(preset, unset | flags, absent)
+                transfer, _ = compose(preset, None, flags, absent)
             except CodoError as error:
                 keys = plan.keys if own else ("transfer", name)
                 raise check_error(error, list(merged.values()), keys, self.yaml) from None
@@ -231,12 +224,6 @@ def _path(value: Any, keys: Keys, yaml: LinedYaml) -> Path:
 
 def _place(value: str) -> str:
     return value if is_shards(value) else str(Path(value).absolute())
-
-
-def _load_transfer(preset: str | None, flags: dict[str, Any], absent: list[str]) -> TransferConfig:
-    return load_config(
-        TransferConfig, TRANSFER_PRESETS, preset=preset, default_preset="small", flags=flags, sets=absent
-    )
 
 
 def equal_epochs(base: PretrainConfig, views: int) -> int:

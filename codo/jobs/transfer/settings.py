@@ -24,6 +24,8 @@ def load_transfer_config(
 ) -> TransferConfig:
     """Compose a config: preset < the weights' own architecture < file < schedule < flags < sets.
 
+    One length among the flags, `optim.epochs` or `optim.iterations`, takes the place of the other below them.
+
     Args:
         preset: as for `load_config`; `1x`, `2x` and `12k` scale with the batch size, as `schedule` does, but for the
             fields that are set to something else or stand in the file.
@@ -39,20 +41,7 @@ def load_transfer_config(
         >>> load_transfer_config(flags={"detector": "retinanet", "optim.epochs": 3}).optim.batch_size
         4
     """
-    given: dict[str, Any] = {
-        "preset": preset,
-        "default_preset": "small",
-        "file": file,
-        "flags": flags,
-        "sets": sets,
-    }
-    config = load_config(TransferConfig, TRANSFER_PRESETS, **given)
-    tree = read_yaml(file) if file else {}
-    scaled = _scaled(config, preset or tree.get("preset"), schedule, kept=tree.get("optim", {}))
-    if scaled:
-        given["flags"] = scaled | {key: value for key, value in (flags or {}).items() if value is not None}
-        given["sets"] = ("optim.epochs=null", *sets)
-        config = load_config(TransferConfig, TRANSFER_PRESETS, **given)
+    config, given = compose(preset, file, flags or {}, sets, schedule)
     own = read_architecture(config.weights) if config.weights != "none" else None
     if own is None:
         return config
@@ -71,6 +60,39 @@ def load_transfer_config(
     architecture = own.model_copy(update=explicit)
     check_architecture(architecture, config.weights)
     return config.model_copy(update={"architecture": architecture})
+
+
+def compose(
+    preset: str | None,
+    file: Path | None,
+    flags: Mapping[str, Any],
+    sets: Sequence[str] = (),
+    schedule: str | None = None,
+) -> tuple[TransferConfig, dict[str, Any]]:
+    """Compose a config as `load_transfer_config` does, but for the weights, which are not looked at.
+
+    Returns:
+        The config, and the arguments of `load_config` that make it.
+    """
+    flags = {key: value for key, value in flags.items() if value is not None}
+    given: dict[str, Any] = {"preset": preset, "default_preset": "small", "file": file}
+    given |= {"flags": flags, "sets": (*_other_length(flags), *sets)}
+    config = load_config(TransferConfig, TRANSFER_PRESETS, **given)
+    tree = read_yaml(file) if file else {}
+    scaled = _scaled(config, preset or tree.get("preset"), schedule, kept=tree.get("optim", {}))
+    if scaled:
+        if "optim.epochs" in flags:
+            scaled.pop("optim.iterations", None)
+        given["flags"] = flags = scaled | flags
+        given["sets"] = (*_other_length(flags), *sets)
+        config = load_config(TransferConfig, TRANSFER_PRESETS, **given)
+    return config, given
+
+
+def _other_length(flags: Mapping[str, Any]) -> list[str]:
+    """Unset the length that is not among the flags, where the other one is: a preset or file may have set it."""
+    lengths = ("optim.epochs", "optim.iterations")
+    return [f"{name}=null" for name in lengths if name not in flags and any(length in flags for length in lengths)]
 
 
 def _scaled(config: TransferConfig, preset: str | None, schedule: str | None, kept: Collection[str]) -> dict[str, Any]:

@@ -378,3 +378,8 @@ def test_lengths_are_exclusive_and_default_to_1x() -> None:
     with pytest.raises(CodoError, match=r"data\.val_json: needed"):
         load_transfer_config(preset="small", flags={"data.train_json": "a.json", "data.images": "images"})
     assert load_transfer_config(preset="2x").optim.iterations == 180_000
+    for given in ({"preset": "1x"}, {"preset": "2x", "schedule": "1x"}, {"preset": "small", "schedule": "1x"}):
+        optim = load_transfer_config(flags={"optim.epochs": 3}, **given).optim  # in place of the steps
+        assert (optim.epochs, optim.iterations) == (3, None)
+    optim = load_transfer_config(preset="small", flags={"optim.iterations": 5}).optim
+    assert (optim.epochs, optim.iterations) == (None, 5)
