@@ -34,7 +34,6 @@ class Backbone(nn.Module):
         name: a timm model name with `features_only`, e.g. `resnet50`, `convnext_tiny`; or a user's own body by dotted
             path, or what makes it: a module with `channels` of C2-C5, whose call gives these four maps.
         fpn_channels: channels of every level (256 in torchvision), or None for a backbone without pyramid.
-        norm_layer: norm of the FPN's lateral and output convolutions.
         extra_blocks: torchvision's extra FPN levels for a detector (`LastLevelMaxPool()`); pretraining needs none.
 
     Attributes:
@@ -55,7 +54,6 @@ class Backbone(nn.Module):
         self,
         name: str | Callable[[], nn.Module],
         fpn_channels: int | None = 256,
-        norm_layer: type[nn.Module] = nn.BatchNorm2d,
         extra_blocks: ExtraFPNBlock | None = None,
     ) -> None:
         super().__init__()
@@ -64,7 +62,7 @@ class Backbone(nn.Module):
         self.fpn: nn.Module | None = None
         if fpn_channels is not None:
             self.fpn = FeaturePyramidNetwork(
-                self.stage_channels, fpn_channels, extra_blocks=extra_blocks, norm_layer=norm_layer
+                self.stage_channels, fpn_channels, extra_blocks=extra_blocks, norm_layer=nn.BatchNorm2d
             )
         self.out_channels = fpn_channels if fpn_channels is not None else self.stage_channels[-1]
 

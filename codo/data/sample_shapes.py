@@ -83,8 +83,8 @@ def _crescent(rng: np.random.Generator) -> Points:
     return np.vstack([outer, inner])
 
 
-def _polygon(rng: np.random.Generator, low: int = 3, high: int = 7) -> Points:
-    count = int(rng.integers(low, high))
+def _polygon(rng: np.random.Generator) -> Points:
+    count = int(rng.integers(3, 7))
     return _polar(rng.uniform(0.8, 1.0, count), _around(count))
 
 

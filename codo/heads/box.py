@@ -17,7 +17,6 @@ def box_head(
     *,
     conv_channels: int = 256,
     convs: int = 4,
-    norm_layer: type[nn.Module] = nn.BatchNorm2d,
 ) -> FastRCNNConvFCHead:
     """Build torchvision's `_v2` box head: `convs` x (3x3 conv + norm + ReLU) -> fc + ReLU.
 
@@ -28,7 +27,6 @@ def box_head(
         fc_channels: width of the output `(R, fc_channels)`.
         conv_channels: channels of each convolution.
         convs: how many convolutions.
-        norm_layer: norm after each convolution.
 
     Source:
         torchvision `fasterrcnn_resnet50_fpn_v2`; InsLoc's 4conv1fc.
@@ -39,7 +37,7 @@ def box_head(
         torch.Size([5, 32])
     """
     return FastRCNNConvFCHead(
-        (in_channels, POOLED_SIZE, POOLED_SIZE), [conv_channels] * convs, [fc_channels], norm_layer=norm_layer
+        (in_channels, POOLED_SIZE, POOLED_SIZE), [conv_channels] * convs, [fc_channels], norm_layer=nn.BatchNorm2d
     )
 
 

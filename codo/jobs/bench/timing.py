@@ -49,21 +49,18 @@ def synchronise(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def repeated(work: Callable[[], Any], *, seconds: float, at_least: int = 3, warm_up: int = 0) -> list[float]:
+def repeated(work: Callable[[], Any], *, seconds: float, at_least: int = 3) -> list[float]:
     """Run `work` for about `seconds`, and `at_least` times; list the seconds of each run.
 
     Args:
         work: what is timed.
         seconds: no run begins after as many.
         at_least: runs, however long they take.
-        warm_up: untimed runs before.
 
     Example:
         >>> len(repeated(lambda: None, seconds=0.0))
         3
     """
-    for _ in range(warm_up):
-        work()
     times: list[float] = []
     begin = time.perf_counter()
     while len(times) < at_least or time.perf_counter() - begin < seconds:

@@ -26,7 +26,6 @@ class FinishedRun:
     """A trained detector and what it is.
 
     Attributes:
-        path: the run folder.
         config: of the run, with the changes asked for.
         detector: trained, on the hardware's device, in evaluation mode.
         categories: category id -> name, in the order of the labels 1..K.
@@ -34,7 +33,6 @@ class FinishedRun:
         weights: the file that the detector is of, and of which step it is.
     """
 
-    path: Path
     config: TransferConfig
     detector: Detector
     categories: dict[int, str]
@@ -93,7 +91,7 @@ def open_run(path: Path, changes: Mapping[str, Any] | None = None, *, best: bool
         line = " ".join(str(error).split())
         raise CodoError(f"{file} is not the detector that config.yaml describes: {line[:300]}") from None
     hardware.apply()
-    return FinishedRun(path, config, detector.to(hardware.device).eval(), categories, hardware, told)
+    return FinishedRun(config, detector.to(hardware.device).eval(), categories, hardware, told)
 
 
 def _fits(threads: int | str) -> bool:

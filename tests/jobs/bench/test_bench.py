@@ -95,7 +95,7 @@ def test_a_ratio_is_that_within_a_round():
 
 
 def test_repeated_keeps_to_its_seconds_and_to_its_least():
-    assert len(repeated(lambda: None, seconds=0, at_least=5, warm_up=2)) == 5
+    assert len(repeated(lambda: None, seconds=0, at_least=5)) == 5
     start = time.perf_counter()
     times = repeated(lambda: time.sleep(0.01), seconds=0.1, at_least=1)
     assert 0.1 <= time.perf_counter() - start < 5
