@@ -101,7 +101,7 @@ def _decides(name: str) -> bool:
 
 
 def _imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in _executed(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "codo":
             for alias in node.names:
                 yield from _files(str(node.module), alias.name)
@@ -109,6 +109,17 @@ def _imports(path: Path) -> Iterator[str]:
             for alias in node.names:
                 if alias.name.split(".")[0] == "codo":
                     yield from _files(alias.name, None)
+
+
+def _executed(tree: ast.AST) -> Iterator[ast.AST]:
+    """Walk a syntax tree, but for what is there for type checkers alone: `if TYPE_CHECKING: ...`."""
+    yield tree
+    for part in ast.iter_child_nodes(tree):
+        if isinstance(part, ast.If) and isinstance(part.test, ast.Name) and part.test.id == "TYPE_CHECKING":
+            for other in part.orelse:
+                yield from _executed(other)
+        else:
+            yield from _executed(part)
 
 
 def _files(module: str, name: str | None) -> Iterator[str]:

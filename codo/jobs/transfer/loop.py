@@ -129,6 +129,8 @@ class Training:
         """
         with StopRequest() as stop, JobProgress(self.total, "transfer", self.step) as bar:
             self._evaluate_if_due(bar, stop)
+            if self.step == self.total:  # stopped in its last evaluation: a longer run goes on from this curve
+                self.save()
             for batch, waited in self._timed_batches():
                 self._train_step(batch, waited, bar)
                 self._leave_if_asked(stop, self.world.any(stop.number is not None, self.hardware.device))

@@ -252,7 +252,8 @@ def test_what_decides_numbers_is_in_the_code_version():
         pretrain
     )
     assert both | {"jobs/transfer/loop.py", "jobs/transfer/detectors.py", "weights/pretrained.py"} <= set(transfer)
-    assert not {"losses/info_nce.py", "augment/jitter.py", "jobs/pretrain/loop.py"} & set(transfer)
+    assert not {"losses/info_nce.py", "losses/base.py", "augment/jitter.py", "jobs/pretrain/loop.py"} & set(transfer)
+    assert {name for name in transfer if name.startswith("augment/")} == {"augment/pixels.py"}
     shown = {"jobs/pretrain/preview.py", "runs/console.py", "config/presets.py", "cli/pretrain.py", "__init__.py"}
     assert not shown & (set(pretrain) | set(transfer))
 

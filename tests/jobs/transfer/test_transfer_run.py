@@ -150,6 +150,19 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
     assert result.summary["fingerprint"] == whole.summary["fingerprint"]
 
 
+def test_a_run_stopped_before_its_last_evaluation_keeps_it_when_made_longer(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(optim={"epochs": None, "iterations": 4, "milestones": []})
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(Interrupted):
+            transfer(config, tmp_path / "run")
+    resume(tmp_path / "run")
+    longer = resume(tmp_path / "run", {"optim.iterations": 6})
+    assert [point["step"] for point in longer.summary["curve"]] == [3, 4, 6]
+
+
 def test_a_run_that_is_at_work_is_refused_to_others(make_config: Make, tmp_path: Path) -> None:
     config, out, refused = make_config(optim={"epochs": 1}), tmp_path / "out", list[str]()
 
