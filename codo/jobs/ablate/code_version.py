@@ -30,10 +30,10 @@ def code_files(kind: str, custom: Iterable[str] = ()) -> dict[str, str]:
 
     Args:
         kind: `pretrain`, `transfer` or `probe`.
-        custom: dotted paths of a user's own parts, whose files count too.
+        custom: dotted paths of a user's own parts, whose files count too, and what these import of the user's own.
 
     Returns:
-        Path relative to codo/ (a user's own: as named) -> 8 hex digits.
+        Path relative to codo/ (a user's own: as named, and what it imports by its module behind that) -> 8 hex digits.
 
     Example:
         >>> "losses/info_nce.py" in code_files("pretrain"), "losses/info_nce.py" in code_files("transfer")
@@ -45,7 +45,55 @@ def code_files(kind: str, custom: Iterable[str] = ()) -> dict[str, str]:
         file = Path(module) if module.endswith(".py") else _module_file(module)
         if file is not None and file.is_file():
             found[module] = source_hash(file)
+            found |= {f"{module}: {name}": source_hash(helper) for name, helper in _helpers(module, file.resolve())}
     return found
+
+
+def _helpers(part: str, file: Path) -> Iterator[tuple[str, Path]]:
+    """List the modules that a user's own part imports, directly or not, and that are the user's own.
+
+    These lie in the working directory or beside the part's file; of a part that is installed they are of its package.
+    """
+    by_file = part.endswith(".py")
+    start = file.stem if by_file else part
+    depth = 0 if by_file else start.count(".") + (file.name == "__init__.py")
+    root, here = file.parents[depth], Path.cwd()
+    installed = not by_file and root != here
+    seen, open_names = set[str](), [start]
+    while open_names:
+        name = open_names.pop()
+        top = name.partition(".")[0]
+        if not name or name in seen or top == "codo" or (installed and top != start.partition(".")[0]):
+            continue
+        seen.add(name)
+        source = _source_of(name, (root, here))
+        if source is not None:
+            open_names += [name.rpartition(".")[0], *_modules_in(source, name)]
+            if name != start:
+                yield name, source
+
+
+def _source_of(module: str, roots: Iterable[Path]) -> Path | None:
+    """Find a module's file below folders, without importing it."""
+    bases = (root.joinpath(*module.split(".")) for root in roots)
+    files = (file for base in bases for file in (base / "__init__.py", base.with_name(f"{base.name}.py")))
+    return next((file for file in files if file.is_file()), None)
+
+
+def _modules_in(source: Path, name: str) -> Iterator[str]:
+    """List what may be modules among the imports of the file of the module `name`."""
+    try:
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+    except SyntaxError:
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = name.split(".")
+            above = above[: len(above) - node.level + (source.name == "__init__.py")] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
 
 
 @cache

@@ -263,3 +263,33 @@ def test_a_part_of_its_own_is_found_where_it_is_imported_from(tmp_path, monkeypa
     (tmp_path / "own_part_of_mine.py").write_text("x = 1\n")
     assert "own_part_of_mine" in code_files("pretrain", ["own_part_of_mine:x"])
     assert code_files("pretrain", ["not_there_at_all:x"]) == code_files("pretrain")
+
+
+def test_what_a_part_imports_of_the_users_own_is_in_the_code_version(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = {
+        "sub/part.py": "import json, codo\nfrom helpers_beside import f\ndef g():\n    import at_the_top\n",
+        "sub/helpers_beside.py": "from own_package import deep\n",
+        "at_the_top.py": "",
+        "own_package/__init__.py": "",
+        "own_package/deep/__init__.py": "from . import inner\nfrom ..other import x\n",
+        "own_package/deep/inner.py": "",
+        "own_package/other.py": "x = 1\n",
+        "own_package/unused.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    own = {"own_package", "own_package.deep", "own_package.deep.inner", "own_package.other"}
+    found = code_files("pretrain", ["sub/part.py:g"])
+    helpers = {f"sub/part.py: {name}" for name in own | {"helpers_beside", "at_the_top"}}
+    assert found.keys() - code_files("pretrain").keys() == {"sub/part.py", *helpers}
+    package = code_files("pretrain", ["own_package.deep:inner"])
+    assert package.keys() - code_files("pretrain").keys() == {
+        "own_package.deep",
+        *(f"own_package.deep: {name}" for name in own - {"own_package.deep"}),
+    }
+    (tmp_path / "own_package/other.py").write_text("x = 2\n")
+    source_hash.cache_clear()
+    changed = changed_files(found, code_files("pretrain", ["sub/part.py:g"]))
+    assert [name for name in changed if name.startswith("sub/")] == ["sub/part.py: own_package.other"]
