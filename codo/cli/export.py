@@ -21,7 +21,12 @@ _FORMATS = ("torchvision", "timm", "detectron2", "mmdetection")
     help="File to write (.pth; .pkl for detectron2); for timm a folder.",
 )
 @click.option("--force", is_flag=True, help="Overwrite what is there.")
-def export_command(run: Path, format: str, out: Path, force: bool) -> None:
+@click.option(
+    "--best",
+    is_flag=True,
+    help="Take best.safetensors, of the highest AP, where there is one, not the end of training.",
+)
+def export_command(run: Path, format: str, out: Path, force: bool, best: bool) -> None:
     """Write the weights of RUN, a pretraining or transfer run, as another library reads them.
 
     Printed are the tensors that were written, and the lines that load them there.
@@ -31,7 +36,7 @@ def export_command(run: Path, format: str, out: Path, force: bool) -> None:
     from codo.export import export_run
     from codo.runs.console import console
 
-    done = export_run(run, format, out, force=force)
+    done = export_run(run, format, out, force=force, best=best)
     table = Table("tensors", "written", "e.g.", title=f"{format}: {len(done.left_out)} left out", title_justify="left")
     for group, names in done.groups.items():
         table.add_row(group, str(len(names)), next(iter(names.values()), ""))

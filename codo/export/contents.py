@@ -45,11 +45,12 @@ class Contents:
 
     Attributes:
         name: of the run folder.
+        file: that the tensors are of.
         state: backbone, FPN and box head, by an encoder's names (`codo.weights.keys`).
         rest: the others, by the run's own names: projectors; RPN and predictors of a detector.
         architecture: of the three parts.
         detector: `faster_rcnn`, ...; None for a pretraining run.
-        classes: how many, without the background; None for a pretraining run.
+        classes: their names, in the order of the labels 1..K; None for a pretraining run.
         detection: sizes, thresholds and lists that the detector was evaluated with; None for a pretraining run.
         mean: of the images' channels RGB, in 0..1.
         std: of the channels RGB.
@@ -61,11 +62,12 @@ class Contents:
     """
 
     name: str
+    file: Path
     state: dict[str, Tensor]
     rest: dict[str, Tensor]
     architecture: ArchitectureSection
     detector: str | None
-    classes: int | None
+    classes: list[str] | None
     detection: DetectionSection | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -119,17 +121,20 @@ class Contents:
         )
 
 
-def read_contents(run: str) -> Contents:
+def read_contents(run: str, best: bool = False) -> Contents:
     """Read a run.
 
     Args:
         run: the folder of a pretraining or transfer run, or its weights.safetensors.
+        best: take the folder's best.safetensors, where it has one.
 
     Raises:
         CodoError: there is none, it did not finish, or codo did not write it.
     """
     file = weights_path(run)
-    if read_architecture(run) is None:
+    if best and Path(run).is_dir() and (file.parent / "best.safetensors").is_file():
+        file = file.parent / "best.safetensors"
+    if read_architecture(str(file)) is None:
         raise CodoError(f"export: {file} was not written by codo pretrain or codo transfer; name the folder of a run")
     raw, metadata = read_weights(file)
     found = recognise(raw, codo=True, backbone=None)
@@ -143,11 +148,12 @@ def read_contents(run: str) -> Contents:
         categories = json.loads(metadata["categories"]) if "categories" in metadata else None
         return Contents(
             name=(file.parent if Path(run).is_dir() else file).resolve().name,
+            file=file,
             state=found.state,
             rest={name: raw[name] for name in found.ignored},
             architecture=architecture,
             detector=metadata.get("detector"),
-            classes=len(categories) if categories is not None else None,
+            classes=[str(name) for _, name in categories] if categories is not None else None,
             detection=DetectionSection.model_validate_json(detection) if detection is not None else None,
             mean=tuple(float(v) for v in json.loads(metadata["mean"])),
             std=tuple(float(v) for v in json.loads(metadata["std"])),

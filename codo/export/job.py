@@ -40,7 +40,7 @@ class Exported:
     usage: str
 
 
-def export_run(run: str | Path, format: str, out: str | Path, *, force: bool = False) -> Exported:
+def export_run(run: str | Path, format: str, out: str | Path, *, force: bool = False, best: bool = False) -> Exported:
     """Write the weights of a pretraining or transfer run as another library reads them.
 
     Args:
@@ -48,6 +48,7 @@ def export_run(run: str | Path, format: str, out: str | Path, *, force: bool = F
         format: `torchvision`, `timm`, `detectron2` or `mmdetection`.
         out: the file to write; for timm a folder.
         force: whether to overwrite.
+        best: take best.safetensors, the detector of the highest AP; where that was the end there is no such file.
 
     Raises:
         CodoError: no such run; a backbone that the library has no names for; `out` exists, or has the wrong ending.
@@ -70,7 +71,7 @@ def export_run(run: str | Path, format: str, out: str | Path, *, force: bool = F
         raise CodoError(f"export: {out} is a file; for {format} name a folder")
     if out.exists() and (out.is_file() or library.SUFFIXES != ("",) or any(out.iterdir())) and not force:
         raise CodoError(f"export: {out} exists already; name another, or overwrite it with --force")
-    contents = read_contents(str(run))
+    contents = read_contents(str(run), best)
     names: dict[str, str] = library.names(contents)
     if contents.own_box_head is not None:
         names = {ours: theirs for ours, theirs in names.items() if not ours.startswith(GROUPS["box_head"])}
@@ -80,12 +81,12 @@ def export_run(run: str | Path, format: str, out: str | Path, *, force: bool = F
     for ours, theirs in names.items():
         groups[(group_of(ours) if ours in contents.state else None) or "detector"][ours] = theirs
     left_out = sorted(tensors.keys() - names.keys())
-    return Exported(out, groups, left_out, fresh, _notes(contents), library.usage(out, contents))
+    return Exported(out, groups, left_out, fresh, _notes(contents, best), library.usage(out, contents))
 
 
-def _notes(contents: Contents) -> list[str]:
-    """Say what is not in the run, or not in the file, and why."""
-    notes = []
+def _notes(contents: Contents, best: bool) -> list[str]:
+    """Say which weights were taken, what is not in the run, or not in the file, and why."""
+    notes = [f"the weights are those of {contents.file.name}"] if best else []
     if not contents.has_fpn:
         notes.append("the run was without alignment: it has no FPN and no box head, the backbone is all there is")
     if contents.detector in ("retinanet", "fcos"):

@@ -52,7 +52,7 @@ def write(path: Path, tensors: dict[str, Tensor], contents: Contents) -> list[st
 def usage(path: Path, contents: Contents) -> str:
     """Write the code that builds the detector and loads the file."""
     whole, mask = contents.detector in _WHOLE, contents.detector == "mask_rcnn"
-    classes = contents.classes + 1 if whole and contents.classes is not None else 91
+    classes = len(contents.classes) + 1 if whole and contents.classes is not None else 91
     given = []
     if (contents.mean, contents.std) != (tuple(IMAGENET_MEAN), tuple(IMAGENET_STD)):
         given = [f"image_mean={list(contents.mean)}", f"image_std={list(contents.std)}"]
@@ -65,8 +65,14 @@ def usage(path: Path, contents: Contents) -> str:
         f"{build(contents, mask, classes, given)}\n"
         f"state = torch.load({json.dumps(str(path))}, weights_only=True)\n"
         f"print(model.load_state_dict(state{strict})){told}"
+        f"{_names(contents.classes) if whole and contents.classes is not None else ''}"
         f"{_shrink(contents.detection) if whole and contents.detection is not None else ''}"
     )
+
+
+def _names(classes: list[str]) -> str:
+    """Name the labels: they count the data set's categories in the order of their ids."""
+    return f"\nnames = {json.dumps(['background', *classes], ensure_ascii=False)}  # names[label]"
 
 
 def _shrink(detection: DetectionSection) -> str:

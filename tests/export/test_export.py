@@ -35,9 +35,10 @@ from codo.jobs.transfer.evaluate import to_input
 from codo.jobs.transfer.proof import normalisation
 from codo.jobs.transfer.run import fresh_detector
 from codo.jobs.transfer.weights import load_into_detector
-from codo.runs.weights_file import save_weights
+from codo.runs.weights_file import read_weights, save_weights
 from codo.weights import read_pretrained
 from tests.jobs.transfer.transfer_parts import encoder_state, metadata
+from tests.parts import codo
 
 RESNET50 = ArchitectureSection()
 SMALL = ArchitectureSection(
@@ -197,6 +198,25 @@ def test_a_larger_picture_is_shrunk_as_in_the_runs_evaluation(tmp_path: Path) ->
             found, theirs = detector([to_input(ours, torch.device("cpu"))])[0], model([names["shrink"](image) / 255])[0]
         for name in found:
             torch.testing.assert_close(theirs[name], found[name])
+
+
+def test_labels_have_names_and_the_best_is_taken_where_there_is_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, detector = write_detector(tmp_path / "run", "faster_rcnn")
+    (source / "config.yaml").write_text("{}")
+    out, name = tmp_path / "codo.pt", "roi_heads.box_predictor.cls_score.bias"
+    done = export_run(source, "torchvision", out, best=True)
+    assert done.notes == ["the weights are those of weights.safetensors"]
+    assert 'names = ["background", "cat", "dog", "cow"]' in done.usage
+    state, told = read_weights(source / "weights.safetensors")
+    save_weights(source / "best.safetensors", {**state, name: state[name] + 1}, told)
+    for best in (False, True):
+        assert codo("export", source, "--format", "torchvision", "-o", out, "--force", *(["--best"] * best)) == 0
+        assert torch.equal(torch.load(out, weights_only=True)[name], detector.state_dict()[name] + best)
+        printed = capsys.readouterr().out
+        assert ("those of best.safetensors" in printed) == best
+        assert done.usage in printed  # no line is broken
 
 
 @pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn"])
