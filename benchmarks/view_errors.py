@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision.transforms import functional as F
 
-from codo.augment import IMAGENET_MEAN, IMAGENET_STD, ColourJitter, ColourParameters, finish_views
+from codo.augment import ColourJitter, ColourParameters, denormalise, finish_views
 from codo.data.images import decode, resize
 
 SIDE = 256
@@ -31,8 +31,7 @@ def errors(pairs: Iterator[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
 
 def levels(finished: Tensor) -> np.ndarray:
     """Undo the normalisation of `(N, 3, S, S)`: `(N, S, S, 3)` in levels of 255."""
-    mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return ((finished * std + mean) * 255).permute(0, 2, 3, 1).numpy()
+    return (denormalise(finished) * 255).permute(0, 2, 3, 1).numpy()
 
 
 def by_pil(image: Image.Image, drawn: ColourParameters) -> Image.Image:

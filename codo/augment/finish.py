@@ -13,9 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from codo.augment.colour import ColourParameters, colour_matrix
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from codo.augment.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
 
 REACH = 3.0
 """Sigmas after which the blur's kernel ends on a processor; what is cut off is under .3 of 255 at any edge."""
@@ -41,12 +39,6 @@ def finish_views(views: Tensor, parameters: ColourParameters, *, exact: bool = F
     if views.device.type != "cpu":
         return _finish_all(parameters, _colour_all(views, parameters))
     return _finish_each(views, parameters)
-
-
-def normalise(images: Tensor) -> Tensor:
-    """Normalise RGB in [0, 1], `(N, 3, H, W)`, with ImageNet's mean and std."""
-    mean, std = (images.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (images - mean) / std
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from torchvision.models import ResNet50_Weights
 from torchvision.transforms.v2 import functional as F
 from torchvision.transforms.v2 import functional as TF
 
-from codo.augment import ColourJitter, ColourParameters, finish_views
+from codo.augment import ColourJitter, ColourParameters, denormalise, finish_views
 from codo.augment.colour import BRIGHTNESS, CONTRAST, SATURATION
-from codo.augment.finish import IMAGENET_MEAN, IMAGENET_STD, _colour_all, _finish_all, gaussian_blur
+from codo.augment.finish import _colour_all, _finish_all, gaussian_blur
+from codo.augment.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +27,6 @@ def parameters(factors=(1.0, 1.0, 1.0, 0.0), order=(0, 1, 2, 3), grey=False, sig
         torch.tensor(factors), torch.tensor(order), torch.tensor(grey), torch.tensor(sigma), torch.tensor(flip)
     )
     return ColourParameters.stack([one])
-
-
-def in_unit_range(finished: torch.Tensor) -> torch.Tensor:
-    std, mean = (torch.tensor(v)[:, None, None] for v in (IMAGENET_STD, IMAGENET_MEAN))
-    return finished * std + mean
 
 
 def test_nothing_drawn_is_normalisation_alone(view):
@@ -55,7 +51,7 @@ def test_nothing_drawn_is_normalisation_alone(view):
 def test_each_operation_is_torchvisions(view, which, value, reference):
     factors = [1.0, 1.0, 1.0, 0.0]
     factors[which] = value
-    ours = in_unit_range(finish_views(view, parameters(factors)))[0]
+    ours = denormalise(finish_views(view, parameters(factors)))[0]
     theirs = reference(view[0].permute(2, 0, 1).float() / 255, value)
     assert torch.allclose(ours, theirs, atol=2e-3)
 
@@ -67,14 +63,14 @@ def test_the_drawn_order_is_kept(view, order):
     theirs = view[0].permute(2, 0, 1).float() / 255
     for i in order:
         theirs = steps[i](theirs, factors[i])
-    ours = in_unit_range(finish_views(view, parameters(factors, order)))[0]
+    ours = denormalise(finish_views(view, parameters(factors, order)))[0]
     assert torch.allclose(ours, theirs, atol=4e-3)
 
 
 def test_hue_turns_the_way_torchvision_does(view):
     base = view[0].permute(2, 0, 1).float() / 255
     for turn in (-0.1, 0.05, 0.1):
-        ours = in_unit_range(finish_views(view, parameters((1.0, 1.0, 1.0, turn))))[0]
+        ours = denormalise(finish_views(view, parameters((1.0, 1.0, 1.0, turn))))[0]
         theirs = F.adjust_hue(base, turn)
         against = F.adjust_hue(base, -turn)
         assert (ours - theirs).abs().mean() < 0.35 * (ours - base).abs().mean() + 0.02
@@ -87,7 +83,7 @@ def test_a_full_turn_of_hue_changes_nothing(view):
 
 
 def test_grey_is_last_and_complete(view):
-    out = in_unit_range(finish_views(view, parameters((1.1, 0.9, 1.4, 0.1), grey=True)))[0]
+    out = denormalise(finish_views(view, parameters((1.1, 0.9, 1.4, 0.1), grey=True)))[0]
     assert torch.allclose(out[0], out[1], atol=1e-5)
     assert torch.allclose(out[1], out[2], atol=1e-5)
 
@@ -160,7 +156,7 @@ def test_a_processor_and_a_gpu_compute_the_same(drawn):
     views, colour = drawn
     one_by_one, all_at_once = finish_views(views, colour), _finish_all(colour, _colour_all(views, colour))
     # The kernel ends after three sigmas on a processor: on an edge from black to white that is .3 of 255 levels.
-    assert (in_unit_range(one_by_one) - in_unit_range(all_at_once)).abs().max() < 0.3 / 255
+    assert (denormalise(one_by_one) - denormalise(all_at_once)).abs().max() < 0.3 / 255
     sharp = colour._replace(sigma=torch.zeros(12))
     assert torch.allclose(finish_views(views, sharp), _finish_all(sharp, _colour_all(views, sharp)), atol=1e-5)
 
@@ -179,7 +175,7 @@ def test_the_blur_renormalises_at_the_border(sigma):
     views = torch.zeros(1, 48, 48, 3, dtype=torch.uint8)
     views[:, :, :20] = 255
     views[:, :7] = 90
-    ours = in_unit_range(finish_views(views, parameters(sigma=sigma)))
+    ours = denormalise(finish_views(views, parameters(sigma=sigma)))
     whole = gaussian_blur(views.permute(0, 3, 1, 2).float() / 255, torch.tensor([sigma]))
     assert (ours - whole).abs().max() < 0.004
 
@@ -203,7 +199,7 @@ def test_exact_colour_is_torchvisions_clamps_and_all(drawn):
 
 
 def test_grey_is_luma(view):
-    out = in_unit_range(finish_views(view, parameters((1.1, 1.0, 1.0, 0.0), grey=True)))[0]
+    out = denormalise(finish_views(view, parameters((1.1, 1.0, 1.0, 0.0), grey=True)))[0]
     base = TF.adjust_brightness(view[0].permute(2, 0, 1).float() / 255, 1.1)
     assert torch.allclose(out, TF.rgb_to_grayscale(base, 3), atol=2e-3)
 

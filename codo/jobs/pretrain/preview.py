@@ -11,13 +11,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from codo.augment import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     ColourParameters,
     CropView,
     MixedView,
     PasteView,
     ViewSampler,
+    denormalise,
     finish_views,
 )
 from codo.augment.views import DrawBackground
@@ -134,8 +133,7 @@ def shown_epoch(config: PretrainConfig) -> int:
 def _visible(images: torch.Tensor, colour: ColourParameters, exact: bool) -> list[Image.Image]:
     """Undo the normalisation of finished views."""
     finished = finish_views(images, colour, exact=exact)
-    std, mean = (torch.tensor(v)[:, None, None] for v in (IMAGENET_STD, IMAGENET_MEAN))
-    pixels = ((finished * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    pixels = (denormalise(finished) * 255).round().clamp(0, 255).to(torch.uint8)
     return [Image.fromarray(np.ascontiguousarray(p.permute(1, 2, 0).numpy())) for p in pixels]
 
 
