@@ -44,7 +44,6 @@ class Contents:
     """The tensors of a run and what belongs to them.
 
     Attributes:
-        name: of the run folder.
         file: that the tensors are of.
         state: backbone, FPN and box head, by an encoder's names (`codo.weights.keys`).
         rest: the others, by the run's own names: projectors; RPN and predictors of a detector.
@@ -61,7 +60,6 @@ class Contents:
         own_box_head: dotted path of a user's own box head.
     """
 
-    name: str
     file: Path
     state: dict[str, Tensor]
     rest: dict[str, Tensor]
@@ -147,7 +145,6 @@ def read_contents(run: str, best: bool = False) -> Contents:
         custom = json.loads(metadata.get("custom", "{}"))
         categories = json.loads(metadata["categories"]) if "categories" in metadata else None
         return Contents(
-            name=(file.parent if Path(run).is_dir() else file).resolve().name,
             file=file,
             state=found.state,
             rest={name: raw[name] for name in found.ignored},
