@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from codo.errors import CodoError
+from codo.cli.options import read_seeds
 
 if TYPE_CHECKING:
     from codo.jobs.ablate.plan import Plan
@@ -52,7 +52,7 @@ def ablate_command(
 
     Finished jobs are not run again, and those that were stopped go on: after a kill, give the same command.
     """
-    chosen = _seeds(seeds) if seeds is not None else None
+    chosen = read_seeds(seeds) if seeds is not None else None
     if no_timing and not dry_run:
         raise click.UsageError("--no-timing goes with --dry-run")
     if dry_run:
@@ -75,14 +75,6 @@ def ablate_command(
     console.print(f"written to {done.path}", markup=False)
     if done.failures:
         context.exit(1)
-
-
-def _seeds(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    seeds = [int(part) for part in parts if part.isdecimal()]
-    if len(set(seeds)) != len(parts):
-        raise CodoError(f"--seeds {text}: whole numbers with commas between, each once, e.g. 0,1,2")
-    return seeds
 
 
 def show_plan(plan: Plan) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
+
+from codo.config.sections import Precision
 
 _DEVICE = click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps; else as the run was.")
 _PRECISION = click.option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    type=click.Choice(get_args(Precision)),
     help="Arithmetic of the convolutions; else as the run was.",
 )
 _BEST = click.option(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from codo.errors import CodoError
+
 if TYPE_CHECKING:
     from codo.config import PretrainConfig
 
@@ -64,6 +66,19 @@ OPTIONS = [
     click.option("--cache", metavar="WHERE", help="Decoded images: auto, ram, disk or off."),
     click.option("--compile/--no-compile", default=None, help="torch.compile the encoders, or not."),
 ]
+
+
+def read_seeds(text: str) -> list[int]:
+    """Read the value of a --seeds.
+
+    Raises:
+        CodoError: it is no list of whole numbers, each once.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    seeds = [int(part) for part in parts if part.isdecimal()]
+    if len(set(seeds)) != len(parts):
+        raise CodoError(f"--seeds {text}: whole numbers with commas between, each once, e.g. 0,1,2")
+    return seeds
 
 
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from codo.cli.options import read_seeds
 from codo.cli.told import number, print_curve, print_training, warn_of_fresh
 from codo.config import TRANSFER_PRESETS
 from codo.config.schedules import SCHEDULES, schedule_fields
-from codo.config.transfer import DETECTORS, GROUPS
+from codo.config.sections import Precision
+from codo.config.transfer import DETECTORS, GROUPS, FrozenNorm, Norm
 
 if TYPE_CHECKING:
     from codo.jobs.transfer.run import Start, TransferResult
@@ -57,7 +59,7 @@ _FLAGS = {
 @click.option("--epochs", type=int, help="Length in passes over the training images.")
 @click.option("--schedule", type=click.Choice(list(SCHEDULES)), help="Length in steps, scaled to the batch size.")
 @click.option("--batch-size", type=int, help="Images a step.")
-@click.option("--norm", type=click.Choice(["bn", "sync_bn", "frozen_bn", "gn"]), help="How norms train, or GroupNorm.")
+@click.option("--norm", type=click.Choice(get_args(Norm)), help="How norms train, or GroupNorm.")
 @click.option(
     "--protocol",
     type=click.Choice(["probe", "finetune"]),
@@ -65,15 +67,11 @@ _FLAGS = {
 )
 @click.option("--freeze", metavar="PARTS", help="Which of backbone,fpn,box_head are not trained.")
 @click.option("--freeze-stages", type=int, metavar="N", help="Stages of the backbone that are not trained, 1 to 5.")
-@click.option(
-    "--frozen-norm", type=click.Choice(["population", "batch"]), help="Statistics that frozen batch norms use."
-)
+@click.option("--frozen-norm", type=click.Choice(get_args(FrozenNorm)), help="Statistics that frozen batch norms use.")
 @click.option("--seed", type=int, help="Fresh weights, order, flips, sampling and the share of --fraction.")
 @click.option("--seeds", metavar="N,N,...", help="A run each, in OUT/seed-N; mean and deviation; again: goes on.")
 @click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")
-@click.option(
-    "--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="Arithmetic of the convolutions."
-)
+@click.option("--precision", type=click.Choice(get_args(Precision)), help="Arithmetic of the convolutions.")
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Run folder.  [default: runs/transfer-N]")
 @click.option("--resume", metavar="RUN", type=click.Path(path_type=Path), help="Continue this run, with its config.")
 @click.option("--dry-run", is_flag=True, help="Load data and weights, show the config; train nothing.")
@@ -94,7 +92,8 @@ def transfer_command(
         raise click.UsageError("--epochs and --schedule both set the length; give one of them")
     if protocol and options["freeze"] is not None:
         raise click.UsageError("--protocol and --freeze both say what is frozen; give one of them")
-    if seeds and (options["seed"] is not None or resume or out is None):
+    chosen = read_seeds(seeds) if seeds is not None else None
+    if chosen and (options["seed"] is not None or resume or out is None):
         raise click.UsageError(
             "--seeds goes with --out, where a second call finds its runs; not with --seed or --resume"
         )
@@ -120,9 +119,9 @@ def transfer_command(
     config = load_transfer_config(preset=preset, file=file, flags=flags, sets=sets, schedule=schedule)
     if dry_run:
         _dry_run(config)
-    elif seeds:
+    elif chosen:
         assert out is not None
-        _run_seeds(config, seeds, out)
+        _run_seeds(config, chosen, out)
     else:
         _print_result(transfer(config, out, _print_start))
 
@@ -138,23 +137,18 @@ def _scaled_length(run: Path, schedule: str | None) -> int | None:
     return schedule_fields(schedule, config.optim.batch_size)["optim.iterations"]
 
 
-def _run_seeds(config: Any, seeds: str, out: Path) -> None:
+def _run_seeds(config: Any, seeds: list[int], out: Path) -> None:
     from rich.table import Table
 
     from codo.jobs.transfer.seeds import transfer_seeds
     from codo.runs.console import console
 
-    try:
-        numbers = [int(seed) for seed in seeds.split(",")]
-    except ValueError:
-        raise click.UsageError(f"--seeds {seeds}: write numbers with commas between, e.g. --seeds 0,1,2") from None
-
     def say(text: str) -> None:
         console.print(text, markup=False)
 
-    result = transfer_seeds(config, numbers, out, _print_start, say)
+    result = transfer_seeds(config, seeds, out, _print_start, say)
     found = result.summary
-    table = Table("", "mean", "std", "n", title=f"{len(numbers)} seeds on {found['data']} val", title_justify="left")
+    table = Table("", "mean", "std", "n", title=f"{len(seeds)} seeds on {found['data']} val", title_justify="left")
     rows = found["metrics"] | {f"mask {name}": row for name, row in found.get("mask_metrics", {}).items()}
     for name, row in (rows | {"curve area": found["curve_area"]}).items():
         table.add_row(name, number(row["mean"]), "-" if row["std"] is None else f"{row['std']:.2f}", str(row["n"]))

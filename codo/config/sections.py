@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 DottedPath = Annotated[str, StringConstraints(pattern=r"^[^:\s]+:[A-Za-z_]\w*$")]
 """`package.module:Name` or `file.py:Name`."""
 
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
 
 def sourced(default: Any, source: str, **constraints: Any) -> Any:
     """Make a field that says where its default comes from; `codo presets NAME` prints it.
@@ -68,7 +70,7 @@ class RunSection(Section):
 
     device: str = sourced("auto", "run")
     """`auto`: CUDA where there is one, else the processor; or `cpu`, `cuda`, `cuda:1`, `mps`."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = sourced("auto", "run")
+    precision: Precision = sourced("auto", "run")
     """`auto`: bf16 autocast where the GPU or processor has bf16 arithmetic, else fp32. fp16 scales its losses."""
     workers: NonNegativeInt | Literal["auto"] = sourced("auto", "run")
     """Data loader processes of each training process; `auto` keeps workers + torch threads within the cores."""

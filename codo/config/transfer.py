@@ -15,6 +15,8 @@ Count = Annotated[int, Field(ge=1)]
 
 DETECTORS = ("faster_rcnn", "mask_rcnn", "retinanet", "fcos")
 
+Norm = Literal["bn", "sync_bn", "frozen_bn", "gn"]
+FrozenNorm = Literal["population", "batch"]
 Group = Literal["backbone", "fpn", "box_head"]
 
 GROUPS: tuple[Group, ...] = ("backbone", "fpn", "box_head")
@@ -134,7 +136,7 @@ class TransferConfig(Section):
     """`none`, a pretraining run's folder, or a weights file."""
     load: tuple[Group, ...] = Field(GROUPS, min_length=1)
     """Which parts are loaded from the weights; the others stay fresh."""
-    norm: Literal["bn", "sync_bn", "frozen_bn", "gn"] = "bn"
+    norm: Norm = "bn"
     """The batch norms: `bn` trains them, `sync_bn` over all processes' images too (on one process the same),
     `frozen_bn` keeps the backbone's as loaded and trains those of FPN and box head, `gn` puts GroupNorm in the place
     of all of them. Weights learnt with BN do not fit GN: `gn` goes with weights=none or a detector trained with it."""
@@ -143,7 +145,7 @@ class TransferConfig(Section):
     freeze_stages: Annotated[int, Field(ge=0, le=5)] = 0
     """Stages of the backbone that are not trained, from below: 1 is the stem, 2 the stem and C2, ... 5 all
     (detectron2's `FREEZE_AT`)."""
-    frozen_norm: Literal["population", "batch"] = "population"
+    frozen_norm: FrozenNorm = "population"
     """What batch norms of frozen parts normalise by: the statistics they came with, or each batch's own, which the
     statistics kept for evaluation then follow. Their scale and shift are frozen either way."""
     data: TransferDataSection = TransferDataSection()

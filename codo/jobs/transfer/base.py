@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
+from codo.config.transfer import Norm
+
 if TYPE_CHECKING:
     from codo.jobs.transfer.trunk import FrozenTrunk
-
-Norm = Literal["bn", "sync_bn", "frozen_bn", "gn"]
 
 
 class Detector(nn.Module):
