@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from codo.config.transfer import TransferConfig
 from codo.jobs.ablate.code_version import changed_files, code_files
 from codo.jobs.ablate.data_hashes import DataHashes, without_unused_backgrounds
 from codo.jobs.ablate.jobs import Job, Kind, Store, config_hash, custom_paths, digest
+from codo.jobs.ablate.own_parts import check_parts
 from codo.jobs.ablate.resolve import PRETRAINED, Grid, ResolvedRow
 from codo.jobs.probe.features import COMMON, MEANING
 from codo.jobs.probe.table import WORDS
@@ -81,7 +81,7 @@ class Plan:
 
 
 def make_plan(grid: Grid, store: Store, accept_code_change: bool = False) -> Plan:
-    """Lay out the jobs of a grid, and check its data sets.
+    """Lay out the jobs of a grid, and check its parts and data sets.
 
     Args:
         grid: resolved.
@@ -89,9 +89,11 @@ def make_plan(grid: Grid, store: Store, accept_code_change: bool = False) -> Pla
         accept_code_change: take finished jobs of another code for those of this one.
 
     Raises:
-        CodoError: a data set is missing or broken, or too small, or there is no such probe; with the line of the YAML.
+        CodoError: a data set is missing or broken, or too small, or there is no such probe, backbone or part; with the
+            line of the YAML.
     """
     check_probes(grid)
+    check_parts(grid)
     plan, data = Plan(grid, store), DataHashes(grid)
     planner = _Planner(plan, data, accept_code_change)
     for row in grid.rows:
@@ -116,8 +118,8 @@ def check_probes(grid: Grid) -> None:
     known = [*WORDS, *(f"{kind}/{name}" for kind in MEANING if kind != COMMON for name in WORDS)]
     for i, name in enumerate(asked if not isinstance(asked, bool) else ()):
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(WORDS)}"
+            near = nearest(name, known)
+            hint = f"; did you mean {near}?" if near else f"; there are {', '.join(WORDS)}"
             raise grid.yaml.error(("probes", i), f"no probe is called {name!r}{hint}")
 
 

@@ -71,7 +71,7 @@ class Method(nn.Module):
         self.bn_groups = groups_of_process(config, world)
         self.jitter_levels = config.jitter.levels
         self.symmetric = config.loss.symmetric
-        own = _custom_losses(config, parts)
+        own = custom_losses(config, parts)
         self.weights = config.loss_weights | {name: weight for name, (_, weight) in own.items()}
         if not self.weights:
             raise CodoError("loss: every weight is 0, nothing would be learnt")
@@ -215,7 +215,7 @@ def _losses(config: PretrainConfig) -> Iterator[tuple[str, Loss]]:
             )
 
 
-def _custom_losses(config: PretrainConfig, parts: Parts) -> dict[str, tuple[Loss, float]]:
+def custom_losses(config: PretrainConfig, parts: Parts) -> dict[str, tuple[Loss, float]]:
     """Build a user's own losses: name -> loss and weight.
 
     Raises:

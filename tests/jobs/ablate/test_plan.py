@@ -217,6 +217,32 @@ def test_data_that_is_missing_is_refused_with_its_line(planned, images, squares,
         planned(axes={"big": {"optim.batch_size": 16}})
 
 
+def test_backbones_and_parts_that_there_are_not_are_refused_with_their_line(planned, tmp_path):
+    part = tmp_path / "part.py"
+    part.write_text("class Jitter:\n    pass\n")
+    for axis, said in (
+        ({"loss.custom": ["nope.py:X"]}, "loss.custom: nope.py: no such file"),
+        ({"augment": [f"{part}:Nope"]}, "augment: .* has no Nope"),
+        (
+            {"jitter.custom": {"path": f"{part}:Jitter", "parameters": {"x": 1}}},
+            r"jitter.custom: .*Jitter\(\) takes no",
+        ),
+        ({"model.box_head": f"{part}:Jitter"}, r"model.box_head: .*Jitter\(\) takes no"),
+        ({"model.projector": f"{part}:Nope"}, "model.projector: .* has no Nope"),
+        ({"model.backbone": "resnet999"}, "model.backbone: backbone: timm has no model 'resnet999'"),
+        ({"transfer.detector": "nope.py:X"}, "transfer.detector: nope.py: no such file"),
+    ):
+        with pytest.raises(CodoError, match=rf"grid.yaml:\d+: axes.bad.{said}"):
+            planned(axes={"bad": axis})
+    base = BASE | {"loss": BASE["loss"] | {"custom": ["nope.py:X"]}}
+    with pytest.raises(CodoError, match=r"base.loss.custom: nope.py: no such file") as raised:
+        planned(base=base)
+    line = int(str(raised.value).split("grid.yaml:")[1].partition(":")[0])
+    assert "custom" in (tmp_path / "grid.yaml").read_text().splitlines()[line - 1]
+    with pytest.raises(CodoError, match=r"grid.yaml:\d+: transfer.tuned.detector: nope.py: no such file"):
+        planned(transfer={"tuned": TRANSFER | {"detector": "nope.py:X"}})
+
+
 def test_the_code_version_is_of_what_the_code_does(tmp_path):
     file = tmp_path / "part.py"
     file.write_text('"""Doc."""\n\n\ndef f(x):\n    """Doc."""\n    return x + 1  # why\n')
