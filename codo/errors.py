@@ -1,4 +1,7 @@
-"""The two exceptions that the command line turns into an exit code."""
+"""The two exceptions that the command line turns into an exit code, and what a misspelt name was meant to be."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class CodoError(Exception):
@@ -34,3 +37,13 @@ class Interrupted(Exception):
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
         self.exit_code = 128 + number
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Find the name that a misspelt word is most like; None where it is like none.
+
+    Example:
+        >>> nearest("tranfer", ["pretrain", "transfer"]), nearest("x", ["pretrain", "transfer"])
+        ('transfer', None)
+    """
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)

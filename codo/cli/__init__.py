@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from codo._version import __version__
+from codo.errors import nearest
 
 COMMANDS = {
     "ablate": ("codo.cli.ablate:ablate_command", "Run a grid of rows and seeds; report which component is worth what."),
@@ -53,11 +54,9 @@ class LazyGroup(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Resolve a command, with a suggestion for a misspelt one."""
-        import difflib
-
-        near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        near = nearest(args[0], COMMANDS)
         if args[0] not in COMMANDS and near:
-            ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]!r}?")
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {near!r}?")
         return super().resolve_command(ctx, args)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from codo.config.sections import Section
+from codo.errors import nearest
 from codo.jobs.ablate.lines import LinedYaml, dotted
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=80, strip_whitespace=True)]
@@ -109,8 +109,8 @@ def read_grid(file: Path) -> tuple[GridFile, LinedYaml]:
         keys = tuple(first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(keys[-1]), GridFile.model_fields, n=1)
-            raise yaml.error(keys, "no such key" + (f"; did you mean {near[0]}?" if near else "")) from None
+            near = nearest(str(keys[-1]), GridFile.model_fields)
+            raise yaml.error(keys, "no such key" + (f"; did you mean {near}?" if near else "")) from None
         if keys[-1:] == ("[key]",):
             told = f"the name {first['input']!r} is no text: YAML reads bare yes, no, on, off and numbers so; quote it"
             raise yaml.error(keys[:1], told) from None

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from codo.config.pretrain import PretrainConfig
 from codo.config.transfer import TransferConfig
+from codo.errors import nearest
 from codo.jobs.ablate.code_version import changed_files, code_files
 from codo.jobs.ablate.data_hashes import DataHashes, without_unused_backgrounds
 from codo.jobs.ablate.jobs import Job, Kind, Store, config_hash, custom_paths, digest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,7 @@ from codo.config.load import unknown_field
 from codo.config.pretrain import PretrainConfig
 from codo.config.sections import Section
 from codo.config.transfer import TransferConfig
-from codo.errors import CodoError
+from codo.errors import CodoError, nearest
 from codo.jobs.ablate.grid import GridFile
 from codo.jobs.ablate.lines import LinedYaml
 
@@ -234,8 +233,8 @@ def reference_of(grid: GridFile, rows: list[RowPlan], yaml: LinedYaml) -> str:
     if grid.reference is None:
         return grid.base_row or BASE_ROW[grid.design]
     if grid.reference not in names:
-        near = difflib.get_close_matches(grid.reference, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(names)}"
+        near = nearest(grid.reference, names)
+        hint = f"; did you mean {near!r}?" if near else f"; there are {', '.join(names)}"
         raise yaml.error(("reference",), f"no row is called {grid.reference!r}{hint}")
     return grid.reference
 
