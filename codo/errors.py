@@ -1,4 +1,4 @@
-"""The two exceptions that the command line turns into an exit code, and what a misspelt name was meant to be."""
+"""What the command line tells in a line and an exit code: mistakes, interruptions; and what was meant by a name."""
 
 import difflib
 from collections.abc import Iterable

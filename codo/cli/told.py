@@ -69,5 +69,5 @@ def print_curve(summary: dict[str, Any]) -> None:
 
 
 def number(value: float | None) -> str:
-    """Write a metric; COCO's -1 (nothing to find) as a dash."""
+    """Write a metric; None (nothing to find) as a dash."""
     return "-" if value is None else f"{value:.1f}"

@@ -116,7 +116,7 @@ class ImageSet(Sequence[S], Generic[S]):
             return NotImplemented
         return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
 
-    __hash__ = None  # type: ignore[assignment]  # as a list
+    __hash__ = None  # type: ignore[assignment]  # a sequence that equals a list is no key either
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} images of {self.folder})"

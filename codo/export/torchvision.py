@@ -44,7 +44,7 @@ def write(path: Path, tensors: dict[str, Tensor], contents: Contents) -> list[st
             if name.startswith(f"{parent}."):
                 versions[parent] = {"version": 2}
         versions[module] = {"version": 2 if is_norm else 1}
-    state._metadata = versions  # type: ignore[attr-defined]
+    state._metadata = versions  # type: ignore[attr-defined]  # where torch looks for versions
     save_checkpoint(path, state)
     return []
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from codo.backbones import LEVELS, STRIDES, Backbone
 from codo.errors import CodoError
 from codo.heads import MLPProjector, RoIPool, assign_levels, box_head
-from codo.heads.box import cell_channels, head_and_cells
+from codo.heads.box import POOLED_SIZE, cell_channels, head_and_cells
 from codo.losses import Embeddings
 from codo.model.group_bn import bn_in_groups, by_group, by_map
 
@@ -179,7 +179,7 @@ class AlignedEncoder(nn.Module):
         assigned = assign_levels(boxes[-1], self.canonical_size)
         if images is None:
             images = torch.arange(len(assigned), device=boxes.device) // (len(assigned) // len(pyramid[0]))
-        pooled = pyramid[0].new_zeros(len(assigned), pyramid[0].shape[1], 7, 7, dtype=torch.float32)
+        pooled = pyramid[0].new_zeros(len(assigned), pyramid[0].shape[1], POOLED_SIZE, POOLED_SIZE, dtype=torch.float32)
         for row, (level, stride) in enumerate(zip(LEVELS, STRIDES, strict=True)):
             chosen = (assigned == level).nonzero()[:, 0]
             pooled = pooled.index_copy(0, chosen, self.pool(pyramid[row], boxes[row, chosen], stride, images[chosen]))

@@ -40,6 +40,6 @@ class Events:
 def check_tensorboard() -> None:
     """Refuse where TensorBoard is missing."""
     try:
-        import tensorboard  # noqa: F401
+        import tensorboard  # noqa: F401  # whether it is there
     except ImportError:
         raise CodoError("run.tensorboard: TensorBoard is not installed; pip install 'codo[tensorboard]'") from None

@@ -35,7 +35,7 @@ class FusedSGD(torch.optim.SGD):
         super().__init__(params, fused=True, **settings)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]  # torch's gives a loss
         """Take a step with the gradients that are there; no closure is called."""
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]

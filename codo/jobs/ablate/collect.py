@@ -81,7 +81,8 @@ def draw_samples(plan: Plan, folder: Path) -> dict[str, str]:
     for row, (name, job) in _sheets(plan).items():
         if not (folder / name).is_file() and plan.store.folder(job).done:
             try:
-                preview(plan.jobs[job].settings, SHEET_ROWS, folder / name)  # type: ignore[arg-type]  # a pretraining's
+                settings: Any = plan.jobs[job].settings  # of a pretraining: a PretrainConfig
+                preview(settings, SHEET_ROWS, folder / name)
             except Exception as error:  # of a user's part, too: a sheet is an extra, the results stand without it
                 what = "" if isinstance(error, CodoError) else f"{type(error).__name__}: "
                 warn(f"no samples of row {row} are drawn: {what}{' '.join(str(error).split())}")

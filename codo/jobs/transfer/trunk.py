@@ -68,9 +68,9 @@ class FrozenTrunk:
             ]
         levels = [_batch([own[i] for own in alone]) for i in range(len(alone[0]))]
         names = [str(i + len(STRIDES) - len(levels)) for i in range(len(levels))]
-        extra = self.backbone.fpn.extra_blocks  # type: ignore[union-attr]  # torchvision's BackboneWithFPN
-        if extra is not None:
-            levels, names = extra(levels, levels, names)  # type: ignore[operator]  # an ExtraFPNBlock
+        fpn: Any = self.backbone.fpn
+        if fpn.extra_blocks is not None:
+            levels, names = fpn.extra_blocks(levels, levels, names)
         return OrderedDict(zip(names, levels, strict=True))
 
 
