@@ -133,14 +133,22 @@ def find_split(root: Path, split: str) -> tuple[Path, Path] | None:
 def background_paths(root: Path) -> ImageFiles:
     """List the background images of `root`: a COCO-format set's training images, or a plain folder's images.
 
-    Of a COCO-format set only the images listed in the training JSON count (never those of the validation split); its
-    labels are not read.
+    Of a COCO-format set only the images listed in the training JSON count; its labels are not read. Without one it is a
+    plain folder, of whose images those of a validation split are left out.
 
     Raises:
-        CodoError: as `list_images` and `load_coco`.
+        CodoError: as `list_images` and `load_coco`, or all images are of the validation split.
     """
     root = Path(root)
-    return split_paths(root, "train") or list_images(root)
+    if training := split_paths(root, "train"):
+        return training
+    images, validation = list_images(root), set(split_paths(root, "val"))
+    if not validation:
+        return images
+    others = images.take(i for i, path in enumerate(images) if path not in validation)
+    if not others:
+        raise CodoError(f"{root}: all {len(images)} images are of its validation split; there are none to paste on")
+    return others
 
 
 def split_paths(root: Path, split: str) -> ImageFiles:

@@ -300,6 +300,15 @@ def test_backgrounds_are_the_training_images_or_the_folder(root: Path) -> None:
     assert background_paths(root) == [root / "train2017" / name for name in ("a.jpg", "sub/b.jpg", "empty.jpg")]
 
 
+def test_without_training_annotations_the_validation_images_are_left_out(root: Path) -> None:
+    (root / "files").rename(root / "images")
+    (root / "instances_val.json").write_text(json.dumps(CONTENT | {"images": CONTENT["images"][:2]}))
+    assert background_paths(root) == [root / "images" / "empty.jpg"]
+    (root / "instances_val.json").write_text(json.dumps(CONTENT))
+    with pytest.raises(CodoError, match="all 3 images are of its validation split"):
+        background_paths(root)
+
+
 def test_a_split_that_is_not_there_has_no_images(root: Path) -> None:
     assert split_paths(root / "files", "val") == []  # a plain folder
     official(root, "annotations/instances_train2017.json", "train2017")

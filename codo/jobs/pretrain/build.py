@@ -21,7 +21,7 @@ from codo.augment import (
 )
 from codo.config.pretrain import PretrainConfig
 from codo.data.cache import ImagePool
-from codo.data.coco import background_paths
+from codo.data.coco import background_paths, find_split, split_paths
 from codo.data.files import ImageFiles, ImageSet, ImageSource, ShardImages, data_fingerprint
 from codo.data.images import list_images
 from codo.data.sample import sample_data
@@ -99,6 +99,10 @@ def find_sources(config: PretrainConfig) -> Sources:
             scenes = _in_shards(backgrounds, "backgrounds")
         else:
             scenes = background_paths(backgrounds)
+            if find_split(backgrounds, "train") is None:
+                left = len(split_paths(backgrounds, "val"))
+                count = f"all but the {left} validation images, {len(scenes)}" if left else f"all {len(scenes)} images"
+                say(f"data.backgrounds: no instances_train.json in {backgrounds}: a plain folder, {count}")
     if backgrounds is not None and not config.uses_backgrounds and config.data.backgrounds is not None:
         warn("data.backgrounds is named, and this config pastes nothing on them")
     return Sources(images, scenes, names)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from codo.config.pretrain import PretrainConfig
+from codo.data.coco import background_paths
 from codo.data.shards import Shards
 from codo.errors import CodoError
 from codo.jobs.pretrain.build import data_folders, trained_foregrounds
@@ -41,13 +43,15 @@ def probe_images(
     """
     own = config.data.foregrounds
     gone = foregrounds is not None and own is not None and not Path(own).is_dir()
-    trained = None
+    trained: Collection[Path] | None = None
+    pasted: Collection[Path] | None = None
     if gone:
         there = config.data.backgrounds
         backgrounds = backgrounds or (Path(there) if there is not None and Path(there).is_dir() else None)
     else:
         folder, scenes, _ = data_folders(config)
         trained = trained_foregrounds(config, _folder(folder, "foregrounds"))
+        pasted = _pasted(config, scenes)
         foregrounds = foregrounds or _folder(folder, "foregrounds")
         backgrounds = backgrounds or (_folder(scenes, "backgrounds") if scenes is not None else None)
     assert foregrounds is not None
@@ -55,11 +59,18 @@ def probe_images(
         foregrounds,
         backgrounds,
         trained=trained,
-        pasted=config.uses_backgrounds,
+        pasted=pasted,
         instances=instances,
         backgrounds_per_instance=backgrounds_per_instance,
         seed=seed,
     )
+
+
+def _pasted(config: PretrainConfig, scenes: Path | Shards | None) -> Collection[Path] | None:
+    """List the backgrounds that a run of this config pastes on; None where they are not here or are shards."""
+    if not config.uses_backgrounds or scenes is None:
+        return ()
+    return background_paths(scenes) if isinstance(scenes, Path) and scenes.is_dir() else None
 
 
 def _folder(place: Path | Shards, name: str) -> Path:

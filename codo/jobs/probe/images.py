@@ -48,7 +48,7 @@ def choose_images(
     backgrounds: Path | None,
     *,
     trained: Collection[Path] | None,
-    pasted: bool,
+    pasted: Collection[Path] | None,
     instances: int | None = None,
     backgrounds_per_instance: int | None = None,
     seed: int = 0,
@@ -56,15 +56,14 @@ def choose_images(
     """Choose the probe's images.
 
     Foregrounds: those that the run did not train on where enough remain, else all. Backgrounds: the validation images
-    of a COCO-format data set, which pretraining never pastes on; else all images of the folder; without a folder other
-    foregrounds. The order depends on the seed and the folders' names alone, so that methods trained on the same images
-    are probed on the same ones.
+    of a COCO-format data set; else all images of the folder; without a folder other foregrounds. The order depends on
+    the seed and the folders' names alone, so that methods trained on the same images are probed on the same ones.
 
     Args:
         foregrounds: folder.
         backgrounds: COCO-format data set or folder, or None.
         trained: the foregrounds that the run was trained on; None where that cannot be told.
-        pasted: whether the run pasted on the training images of `backgrounds`.
+        pasted: the backgrounds that the run pasted on; None where that cannot be told.
         instances: N; None takes 64, or as many as there are.
         backgrounds_per_instance: M; None takes 8, or as many as there are.
         seed: of the probe.
@@ -75,7 +74,7 @@ def choose_images(
     everything = list_images(foregrounds)
     order = generator("probe foregrounds", seed).permutation(len(everything))
     candidates = [everything[i] for i in order]
-    known = {_identity(path) for path in trained or ()}
+    known, covered = ({_identity(path) for path in paths or ()} for paths in (trained, pasted))
     unseen = [path for path in candidates if _identity(path) not in known]
     needed = (instances or INSTANCES) * (1 if backgrounds is not None else 2)
     fresh = trained is not None and len(unseen) >= needed
@@ -84,12 +83,13 @@ def choose_images(
     scenes: Sequence[Path]
     if backgrounds is None:  # half of the foregrounds are the others' backgrounds
         half = len(candidates) // 2
-        name, scenes, unpasted = "other foregrounds", candidates[half:], fresh
+        name, scenes = "other foregrounds", candidates[half:]
         candidates = candidates[:half]
     elif validation:
-        name, scenes, unpasted = f"{backgrounds.name}, validation images", validation, True
+        name, scenes = f"{backgrounds.name}, validation images", validation
     else:
-        name, scenes, unpasted = backgrounds.name, list_images(backgrounds), not pasted
+        name, scenes = backgrounds.name, list_images(backgrounds)
+    unpasted = pasted is not None and covered.isdisjoint(map(_identity, scenes))
     scenes = [scenes[i] for i in generator("probe backgrounds", seed).permutation(len(scenes))]
     return ProbeImages(
         foregrounds,

@@ -19,6 +19,7 @@ from codo.augment import box_iou
 from codo.cli import main
 from codo.errors import CodoError, Interrupted
 from codo.jobs.pretrain import pretrain, resume
+from codo.jobs.pretrain.build import find_sources
 from codo.jobs.pretrain.method import Method
 from codo.jobs.pretrain.probing import probe_images
 from codo.jobs.pretrain.training import Run
@@ -109,6 +110,22 @@ def test_backgrounds_are_the_validation_images_of_a_coco_set(tmp_path, images, t
     }
 
 
+def test_of_a_set_without_training_annotations_the_validation_images_are_not_pasted_on(tmp_path, images, tiny, capsys):
+    shutil.copytree(images / "backgrounds", tmp_path / "images")
+    plain = tiny(**{"data.limit": 8, "data.backgrounds": str(tmp_path)})
+    assert len(find_sources(plain).backgrounds) == 5
+    assert f"no instances_train.json in {tmp_path}: a plain folder, all 5 images" in capsys.readouterr().err
+    entries = [{"id": i, "file_name": f"0{i}.png", "width": 9, "height": 9} for i in (3, 4)]
+    annotations = {"images": entries, "annotations": [], "categories": []}
+    (tmp_path / "instances_val.json").write_text(json.dumps(annotations))
+    assert [path.name for path in find_sources(plain).backgrounds] == ["00.png", "01.png", "02.png"]
+    assert "a plain folder, all but the 2 validation images, 3" in capsys.readouterr().err
+    assert probe_images(plain, instances=4).held_out
+    (tmp_path / "instances_train.json").write_text(json.dumps(annotations))  # the two splits share their images
+    assert not probe_images(plain, instances=4).held_out
+    assert probe_images(tiny(**{"data.limit": 8}), backgrounds=tmp_path, instances=4).held_out
+
+
 def test_without_backgrounds_other_foregrounds_take_their_place(images, tiny):
     found = probe_images(tiny(**{"data.backgrounds": None, "background": False}))
     assert len(found.foregrounds) == len(found.backgrounds) == 6
@@ -118,9 +135,9 @@ def test_without_backgrounds_other_foregrounds_take_their_place(images, tiny):
 def test_a_broken_foreground_is_passed_over(tmp_path, images, tiny):
     folder = tmp_path / "some"
     shutil.copytree(images / "foregrounds", folder)
-    order = choose_images(folder, None, trained=[], pasted=False).foregrounds
+    order = choose_images(folder, None, trained=[], pasted=[]).foregrounds
     order[0].write_bytes(b"no image")
-    chosen = choose_images(folder, images / "backgrounds", trained=[], pasted=False, instances=4)
+    chosen = choose_images(folder, images / "backgrounds", trained=[], pasted=[], instances=4)
     files, _ = Bench.build(chosen, 64).files
     assert len(files) == 4
     assert order[0] not in files
