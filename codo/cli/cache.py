@@ -58,7 +58,8 @@ def verify_command(remove: bool) -> None:
     for entry in entries():
         if entry.file.suffix != ".pool":
             continue
-        good, text = verify(entry.file, counter(f"verifying {entry.file.stem}"))
+        with counter(f"verifying {entry.file.stem}") as show:
+            good, text = verify(entry.file, show)
         click.echo(f"{'ok' if good else 'DAMAGED'} {entry.file}: {text}")
         damaged += [] if good else [entry]
     if damaged and remove:

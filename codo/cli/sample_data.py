@@ -23,8 +23,8 @@ def sample_data_command(folder: Path, train: int, val: int, foregrounds: int, si
     from codo.data.sample import count_sample_data, generate_sample_data
     from codo.runs.console import counter
 
-    show = counter("rendering")
-    generate_sample_data(folder, train=train, val=val, foregrounds=foregrounds, size=size, seed=seed, progress=show)
+    with counter("rendering") as show:
+        generate_sample_data(folder, train=train, val=val, foregrounds=foregrounds, size=size, seed=seed, progress=show)
     counts = count_sample_data(folder)
     for split, boxes in counts.boxes.items():
         click.echo(f"{split}: {counts.images[split]} images, {sum(boxes.values())} boxes")

@@ -45,7 +45,8 @@ def demo(out: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
     data = out / "sample-data"
     if not data.exists():
         say(f"1. sample data -> {data}")
-        generate_sample_data(data, **SAMPLE, progress=counter("rendering"))
+        with counter("rendering") as show:
+            generate_sample_data(data, **SAMPLE, progress=show)
     sources = {"data.foregrounds": str(data / "foregrounds"), "data.backgrounds": str(data / "detection")}
     config = load_pretrain_config(preset="codo-small", flags=PRETRAIN | sources)
     say(f"2. what pretraining will see -> {out / 'preview.png'}")

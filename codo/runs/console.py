@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -98,29 +99,31 @@ class JobProgress:
         (self._progress.console if self._progress else stderr).print(text, markup=False)
 
 
-def counter(description: str) -> Callable[[int, int], None]:
-    """Make a callback `(done, total)` that shows work: a bar on a terminal, a line every ten seconds in a pipe."""
-    state: dict[str, Progress] = {}
+@contextmanager
+def counter(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a callback `(done, total)` that shows work: a bar on a terminal, a line every ten seconds in a pipe."""
+    bar: Progress | None = None
     last = time.monotonic()
 
     def show(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal bar, last
         if stderr.is_terminal:
-            if not state:
+            if bar is None:
                 bar = Progress(TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), console=stderr)
                 bar.add_task(description, total=total)
                 bar.start()
-                state["bar"] = bar
-            state["bar"].update(state["bar"].task_ids[0], completed=done, total=total)
-            if done >= total:
-                state["bar"].stop()
+            bar.update(bar.task_ids[0], completed=done, total=total)
         elif done >= total:
             stderr.print(f"{description}: {total}", markup=False)
         elif time.monotonic() - last >= PLAIN_SECONDS:
             last = time.monotonic()
             stderr.print(f"{description}: {done} of {total}", markup=False)
 
-    return show
+    try:
+        yield show
+    finally:  # a bar hides the cursor
+        if bar is not None:
+            bar.stop()
 
 
 def say(text: str) -> None:

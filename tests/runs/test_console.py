@@ -127,25 +127,35 @@ def test_a_failure_gives_the_terminal_its_cursor_back(terminal: io.StringIO) -> 
 
 
 def test_short_work_is_one_line_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
-    show = counter("images decoded")
-    for done in range(5):
-        show(done, 5)
-    assert capsys.readouterr() == ("", "")
-    show(5, 5)
+    with counter("images decoded") as show:
+        for done in range(5):
+            show(done, 5)
+        assert capsys.readouterr() == ("", "")
+        show(5, 5)
     assert capsys.readouterr() == ("", "images decoded: 5\n")
 
 
 def test_short_work_is_one_bar_on_a_terminal(terminal: io.StringIO, capsys: pytest.CaptureFixture[str]) -> None:
-    show = counter("images decoded")
-    for done in range(1, 5):
-        show(done, 5)
-    assert SHOW not in terminal.getvalue()
-    show(5, 5)
+    with counter("images decoded") as show:
+        for done in range(1, 6):
+            show(done, 5)
+        assert SHOW not in terminal.getvalue()
     shown = terminal.getvalue()
     assert "images decoded" in shown
     assert "5/5" in shown
     assert shown.count(HIDE) == shown.count(SHOW) == 1
     assert capsys.readouterr() == ("", "")
+
+
+def test_short_work_that_is_stopped_gives_the_terminal_its_cursor_back(terminal: io.StringIO) -> None:
+    def fail() -> None:
+        with counter("images decoded") as show:
+            show(1, 5)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert terminal.getvalue().count(HIDE) == terminal.getvalue().count(SHOW) == 1
 
 
 def test_warnings_keep_their_brackets_and_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,7 +175,7 @@ def test_long_work_says_how_far_it_is_in_a_pipe(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("codo.runs.console.PLAIN_SECONDS", 0.0)
-    show = counter("images decoded")
-    show(3, 5)
-    show(5, 5)
+    with counter("images decoded") as show:
+        show(3, 5)
+        show(5, 5)
     assert capsys.readouterr() == ("", "images decoded: 3 of 5\nimages decoded: 5\n")

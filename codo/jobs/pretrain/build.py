@@ -120,7 +120,8 @@ def data_folders(config: PretrainConfig) -> tuple[Path | Shards, Path | Shards |
     if foregrounds is None and backgrounds is not None:
         raise CodoError("data.foregrounds: name a folder of images, as backgrounds are named (--foregrounds DIR)")
     if foregrounds is None:
-        sample = sample_data(progress=counter("rendering sample data"))
+        with counter("rendering sample data") as show:
+            sample = sample_data(progress=show)
         names = {"foregrounds": "built-in sample data", "backgrounds": "built-in sample data"}
         return sample / "foregrounds", sample / "detection", names
     place = place_of(foregrounds)
@@ -135,7 +136,8 @@ def trained_foregrounds(config: PretrainConfig, folder: Path) -> ImageFiles:
 
 
 def _in_shards(place: Shards, name: str) -> ShardImages:
-    return list_shards(place.place, counter(f"shards of the {name}"))
+    with counter(f"shards of the {name}") as show:
+        return list_shards(place.place, show)
 
 
 def _drawn(config: PretrainConfig, count: int) -> list[int]:
@@ -159,15 +161,16 @@ def build_dataset(config: PretrainConfig, sources: Sources, parts: Parts | None 
     def pool(
         name: str, images: ImageSet[ImageSource], *, square: int | None = None, short_side: int | None = None
     ) -> ImagePool:
-        found = ImagePool.build(
-            images,
-            square=square,
-            short_side=short_side,
-            scaled_decode=config.data.scaled_decode,
-            cache=config.run.cache,
-            progress=counter(f"decoding {name}"),
-            say=lambda text: say(f"cache of the {name}: {text}"),
-        )
+        with counter(f"decoding {name}") as show:
+            found = ImagePool.build(
+                images,
+                square=square,
+                short_side=short_side,
+                scaled_decode=config.data.scaled_decode,
+                cache=config.run.cache,
+                progress=show,
+                say=lambda text: say(f"cache of the {name}: {text}"),
+            )
         if found.note:
             warn(f"{name}: {found.note}")
         for file, reason in found.broken[:5]:

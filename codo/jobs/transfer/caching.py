@@ -116,18 +116,18 @@ def _compute(
 ) -> tuple[Features, list[Kept]]:
     """Compute the features of every image of a data set, and note what else is known of it."""
     features, known = Features(cache_root() / "features"), []
-    show = counter(f"features of the {name} images")
     loader = DataLoader(_Images(dataset), batch_size=None, **hardware.loader_options())
     was_training = detector.training
     detector.eval()  # its transform draws nothing then
-    for row, (image, reason) in enumerate(loader):
-        known.append(Kept((image.shape[1], image.shape[2]), reason))
-        for mirrored in _mirrored(dataset) if reason is None else ():
-            with torch.no_grad(), hardware.autocast():
-                seen = image.flip(2) if mirrored else image
-                batch, _ = detector.transform([seen.to(hardware.device).float() / 255])
-                features.add((row, mirrored), trunk.levels(batch.tensors))
-        show(row + 1, len(dataset))
+    with counter(f"features of the {name} images") as show:
+        for row, (image, reason) in enumerate(loader):
+            known.append(Kept((image.shape[1], image.shape[2]), reason))
+            for mirrored in _mirrored(dataset) if reason is None else ():
+                with torch.no_grad(), hardware.autocast():
+                    seen = image.flip(2) if mirrored else image
+                    batch, _ = detector.transform([seen.to(hardware.device).float() / 255])
+                    features.add((row, mirrored), trunk.levels(batch.tensors))
+            show(row + 1, len(dataset))
     detector.train(was_training)
     features.close()
     return features, known

@@ -218,7 +218,8 @@ def _paths(config: TransferConfig) -> _Paths:
 def _root(config: TransferConfig) -> tuple[Path, str]:
     """Settle the data set's folder and what to call it: the sample data where none is named."""
     if config.data.root is None:
-        return sample_data(progress=counter("rendering sample data")) / "detection", "sample-data"
+        with counter("rendering sample data") as show:
+            return sample_data(progress=show) / "detection", "sample-data"
     root = Path(config.data.root)
     return root, root.resolve().name
 

@@ -68,7 +68,8 @@ def evaluate_run(
     folder_out = RunFolder.create(out, "evaluate").path if out is not None else None
     if folder_out is not None:
         check_place(folder_out / "evaluation.json")
-    found = evaluate(run.detector, dataset, order, run.hardware, counter("evaluating"))
+    with counter("evaluating") as tell:
+        found = evaluate(run.detector, dataset, order, run.hardware, tell)
     # From the run's category ids to the data set's; what the data set has no category for is no mistake there.
     theirs = {own: category for category, own in known.items()}
     found.results[:] = [

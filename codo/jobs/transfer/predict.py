@@ -77,27 +77,28 @@ def predict(
     files = _files(images)
     opened = open_run(run, {**(changes or {}), "detection.score_threshold": score_threshold}, best=best)
     folder = RunFolder.create(out, "predict").path
-    tell = counter("predicting")
     listed: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     unreadable: list[str] = []
-    for done, (name, path) in enumerate(files.items(), start=1):
-        try:
-            pixels = decode(path)
-        except ImageError as error:
-            unreadable.append(str(error))
-            warn(f"left out: {error}")
-            continue
-        height, width = pixels.shape[:2]
-        source = CocoImage(done, name, path, width, height)
-        planes = torch.from_numpy(fit(pixels, *opened.config.detection.sides).transpose(2, 0, 1).copy())
-        found = detect(opened.detector, planes, source, list(opened.categories), opened.hardware)
-        found = [result for result in found if result["score"] >= score_threshold]
-        with atomic_path(folder / "pictures" / f"{name}.jpg") as temporary:
-            draw_detections(pixels, found, opened.categories).save(temporary, format="JPEG", quality=QUALITY)
-        listed.append({"id": done, "file_name": name, "width": width, "height": height})
-        results += found
-        tell(done, len(files))
+    with counter("predicting") as tell:
+        for done, (name, path) in enumerate(files.items(), start=1):
+            tell(done - 1, len(files))
+            try:
+                pixels = decode(path)
+            except ImageError as error:
+                unreadable.append(str(error))
+                warn(f"left out: {error}")
+                continue
+            height, width = pixels.shape[:2]
+            source = CocoImage(done, name, path, width, height)
+            planes = torch.from_numpy(fit(pixels, *opened.config.detection.sides).transpose(2, 0, 1).copy())
+            found = detect(opened.detector, planes, source, list(opened.categories), opened.hardware)
+            found = [result for result in found if result["score"] >= score_threshold]
+            with atomic_path(folder / "pictures" / f"{name}.jpg") as temporary:
+                draw_detections(pixels, found, opened.categories).save(temporary, format="JPEG", quality=QUALITY)
+            listed.append({"id": done, "file_name": name, "width": width, "height": height})
+            results += found
+        tell(len(files), len(files))
     if not listed:
         raise CodoError(f"not one of {len(files)} images can be read, e.g. {unreadable[0]}")
     categories = [{"id": category, "name": name} for category, name in opened.categories.items()]
