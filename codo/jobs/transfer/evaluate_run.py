@@ -65,9 +65,8 @@ def evaluate_run(
     labels = {category: 1 + order.index(own) for category, own in known.items()}
     dataset = DetectionDataset(coco, labels, *run.config.detection.sides, train=False)
     fingerprint = RunFolder(path).environment()["fingerprint"]
-    folder_out = RunFolder.create(out, "evaluate").path if out is not None else None
-    if folder_out is not None:
-        check_place(folder_out / "evaluation.json")
+    if out is not None:
+        check_place(out / "evaluation.json")
     with counter("evaluating") as tell:
         found = evaluate(run.detector, dataset, order, run.hardware, tell)
     # From the run's category ids to the data set's; what the data set has no category for is no mistake there.
@@ -99,9 +98,9 @@ def evaluate_run(
         "unreadable_images": [files[image] for image in found.unreadable],
     }
     try:
-        if folder_out is not None:
-            write_text(folder_out / "predictions.json", json.dumps(found.results) + "\n")
-            write_json(folder_out / "evaluation.json", summary)
+        if out is not None:
+            write_text(out / "predictions.json", json.dumps(found.results) + "\n")
+            write_json(out / "evaluation.json", summary)
     finally:  # a full disk leaves it to be told, a closed pipe lets it be written
         if on_found:
             on_found(summary)

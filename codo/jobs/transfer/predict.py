@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,6 +18,7 @@ from codo.jobs.transfer.dataset import fit
 from codo.jobs.transfer.draw import draw_detections
 from codo.jobs.transfer.evaluate import detect
 from codo.jobs.transfer.finished import open_run
+from codo.runs.caching import atomic_folder
 from codo.runs.console import counter, warn
 from codo.runs.files import atomic_path, write_json, write_text
 from codo.runs.record import RunFolder
@@ -76,11 +78,10 @@ def predict(
     RunFolder.check_free(out, resumable=False)
     files = _files(images)
     opened = open_run(run, {**(changes or {}), "detection.score_threshold": score_threshold}, best=best)
-    folder = RunFolder.create(out, "predict").path
     listed: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     unreadable: list[str] = []
-    with counter("predicting") as tell:
+    with _new_folder(out) as (place, folder), counter("predicting") as tell:
         for done, (name, path) in enumerate(files.items(), start=1):
             tell(done - 1, len(files))
             try:
@@ -99,12 +100,25 @@ def predict(
             listed.append({"id": done, "file_name": name, "width": width, "height": height})
             results += found
         tell(len(files), len(files))
-    if not listed:
-        raise CodoError(f"not one of {len(files)} images can be read, e.g. {unreadable[0]}")
-    categories = [{"id": category, "name": name} for category, name in opened.categories.items()]
-    write_json(folder / "images.json", {"images": listed, "categories": categories})
-    write_text(folder / "predictions.json", json.dumps(results) + "\n")
-    return Prediction(folder, len(listed), results, unreadable, opened.weights)
+        if not listed:
+            raise CodoError(f"not one of {len(files)} images can be read, e.g. {unreadable[0]}")
+        categories = [{"id": category, "name": name} for category, name in opened.categories.items()]
+        write_json(folder / "images.json", {"images": listed, "categories": categories})
+        write_text(folder / "predictions.json", json.dumps(results) + "\n")
+    return Prediction(place, len(listed), results, unreadable, opened.weights)
+
+
+@contextmanager
+def _new_folder(out: Path | None) -> Iterator[tuple[Path, Path]]:
+    """Yield where the results will be, and the folder to write them into; if the block fails, nothing is left."""
+    place = RunFolder.create(None, "predict").path if out is None else out  # made at once, the number is taken
+    try:
+        with atomic_folder(place) as folder:
+            yield place, folder
+    except BaseException:
+        if out is None:
+            place.rmdir()
+        raise
 
 
 def _files(given: Sequence[Path]) -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch
 import yaml
 from PIL import Image
 from pycocotools import mask as coco_mask
+from rich.console import Console
 from transfer_parts import encoder_state, metadata
 
 from codo.config.transfer import TransferConfig
@@ -22,6 +24,7 @@ from codo.errors import CodoError
 from codo.jobs.transfer import transfer
 from codo.jobs.transfer.data import val_paths
 from codo.jobs.transfer.draw import colour, draw_detections
+from codo.jobs.transfer.evaluate import detect
 from codo.jobs.transfer.evaluate_run import evaluate_run, match_categories
 from codo.jobs.transfer.finished import open_run
 from codo.jobs.transfer.predict import predict
@@ -256,6 +259,58 @@ def test_predictions_are_drawn_and_are_coco_results(run: Path, masked_root: Path
     own = [r for r in json.loads((run / "predictions.json").read_text()) if r["image_id"] == 500 and r["score"] >= 0.2]
     mine = [r for r in results if r["image_id"] == listed["images"][-1]["id"]]
     assert [(r["bbox"], r["score"]) for r in mine] == [(r["bbox"], r["score"]) for r in own]
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_what_is_stopped_leaves_no_folder_and_can_be_asked_for_again(
+    chosen: bool, run: Path, masked_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out, pictures = tmp_path / "out", [masked_root / "images" / f"val_{i}.png" for i in range(2)]
+    place = out if chosen else Path("runs") / "predict-1"
+
+    def stopped(*arguments: Any) -> Any:
+        if arguments[2].id == 2:
+            raise KeyboardInterrupt
+        return detect(*arguments)
+
+    for module in ("predict.detect", "evaluate.detect"):
+        monkeypatch.setattr(f"codo.jobs.transfer.{module}", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        predict(run, pictures, out=out if chosen else None)
+    monkeypatch.setattr("codo.jobs.transfer.predict.detect", detect)
+    pictures[1].write_bytes(b"no picture")
+    with pytest.raises(CodoError, match="not one of 1 images"):
+        predict(run, pictures[1:], out=out if chosen else None)
+    assert not list(place.parent.glob("*out*")) + list(place.parent.glob("*predict*"))
+    assert predict(run, pictures, out=out if chosen else None).path == place
+    assert (place / "pictures" / "val_0.png.jpg").is_file()
+    assert (place / "predictions.json").is_file()
+
+
+def test_an_evaluation_that_is_stopped_leaves_no_folder(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("codo.jobs.transfer.evaluate_run.evaluate", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_run(run, out=tmp_path / "new" / "out")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_last_picture_that_is_broken_leaves_the_terminal_its_cursor(
+    run: Path, masked_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = io.StringIO()
+    terminal = Console(file=file, force_terminal=True, _environ={"TERM": "xterm"})
+    monkeypatch.setattr("codo.runs.console.stderr", terminal)
+    (tmp_path / "z.png").write_bytes(b"no picture")
+    predict(run, [masked_root / "images" / "val_0.png", tmp_path / "z.png"], out=tmp_path / "out")
+    hide, show = "\x1b[?25l", "\x1b[?25h"
+    assert file.getvalue().count(hide) == file.getvalue().count(show) == 1
+    assert "2/2" in file.getvalue()
 
 
 def test_what_is_drawn_is_where_it_was_found() -> None:
