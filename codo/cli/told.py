@@ -54,6 +54,22 @@ def warn_of_fresh(loaded: dict[str, Any], training: dict[str, Any]) -> None:
     warn(text)
 
 
+def warn_of_misfits(loaded: dict[str, Any]) -> None:
+    """Say which parts are in the file and yet fresh, and the settings with which they would fit."""
+    from codo.runs.console import warn
+
+    misfits = []
+    for name, group in loaded["groups"].items():
+        fresh = [*group["missing"], *group["reshaped"]]
+        if group["reshaped"] or (group["missing"] and group["unexpected"]):
+            misfits.append(f"{name} ({len(fresh)} of {len(fresh) + len(group['matched'])} tensors)")
+    if not misfits:
+        return
+    widths = loaded.get("other_widths", {})  # absent in runs of before it
+    sets = " ".join(f"--set architecture.{name}={width}" for name, width in widths.items())
+    warn(f"in the file, but fresh, as it does not fit: {', '.join(misfits)}{sets and f'; it would with {sets}'}")
+
+
 def print_curve(summary: dict[str, Any]) -> None:
     """Say what the course of AP came to."""
     from codo.runs.console import console

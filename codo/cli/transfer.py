@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from codo.cli.options import read_seeds
-from codo.cli.told import number, print_curve, print_training, warn_of_fresh
+from codo.cli.told import number, print_curve, print_training, warn_of_fresh, warn_of_misfits
 from codo.config import TRANSFER_PRESETS
 from codo.config.schedules import SCHEDULES, schedule_fields
 from codo.config.sections import Precision
@@ -222,6 +222,7 @@ def _print_loaded(loaded: dict[str, Any]) -> None:
     if loaded["ignored"]:
         console.print(f"{len(loaded['ignored'])} tensors of the file belong to no group that transfers: left out")
     console.print(loaded["proof"]["text"], markup=False)
+    warn_of_misfits(loaded)
 
 
 def _print_result(result: TransferResult) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from codo.errors import CodoError
 from codo.weights import GROUPS, Pretrained
-from codo.weights.keys import group_of
+from codo.weights.keys import box_head_convs, group_of
 
 MIN_BACKBONE_SHARE = 0.95
 """Share of the backbone's tensors that a file must match."""
@@ -48,10 +48,16 @@ class Coverage:
 
     Counters of batch norms (`num_batches_tracked`) are loaded where they are, and not counted: no result depends on
     them, and many files lack them.
+
+    Attributes:
+        groups: name -> how it was filled.
+        ignored: the file's tensors that belong to no group.
+        other_widths: field of `architecture` -> the file's value, where what was to be loaded is of another one.
     """
 
     groups: dict[str, GroupCoverage]
     ignored: list[str]
+    other_widths: dict[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Give counts and names, for coverage.json."""
@@ -62,7 +68,7 @@ class Coverage:
             }
             for name, group in self.groups.items()
         }
-        return {"groups": groups, "ignored": self.ignored}
+        return {"groups": groups, "ignored": self.ignored, "other_widths": self.other_widths}
 
 
 def load_into_detector(detector: nn.Module, pretrained: Pretrained, load: Collection[str] = tuple(GROUPS)) -> Coverage:
@@ -111,7 +117,10 @@ def load_into_detector(detector: nn.Module, pretrained: Pretrained, load: Collec
             f"load: {pretrained.name} ({pretrained.kind}) has nothing of {', '.join(load)} that fits the detector"
         )
     detector.load_state_dict(loaded, strict=False)
-    return Coverage(groups, pretrained.ignored)
+    detectors = _widths({encoders: own[name] for encoders, name in names.items()}, load)
+    files = _widths(pretrained.state, load)
+    other = {name: width for name, width in files.items() if detectors.get(name, width) != width}
+    return Coverage(groups, pretrained.ignored, other)
 
 
 def fresh_coverage(detector: nn.Module) -> Coverage:
@@ -134,6 +143,20 @@ def frozen_but_fresh(detector: nn.Module, coverage: Coverage) -> list[str]:
         for name, group in coverage.groups.items()
         if frozen & {_module(tensor) for tensor in (*group.missing, *group.reshaped, *group.left_out)}
     ]
+
+
+def _widths(state: Mapping[str, Tensor], load: Collection[str]) -> dict[str, int]:
+    """Read fields of `architecture` off the tensors of FPN and box head, under an encoder's names."""
+    found: dict[str, int] = {}
+    laterals = [name for name in state if name.startswith("backbone.fpn.inner_blocks.") and name.endswith("0.weight")]
+    if "fpn" in load and laterals:
+        found["fpn_channels"] = len(state[laterals[0]])
+    convs = box_head_convs(list(state))
+    fc = f"box_head.{convs + 1}.weight"  # behind the convolutions and the flattening
+    if "box_head" in load and convs and fc in state:
+        found |= {"box_head_convs": convs, "box_head_channels": len(state["box_head.0.0.weight"])}
+        found["box_head_fc"] = len(state[fc])
+    return found
 
 
 def _module(name: str) -> str:

@@ -2,12 +2,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from codo.cli.transfer import print_metrics
 from codo.config.transfer import TransferConfig
 from codo.jobs.transfer.coco_metrics import METRIC_NAMES
 from codo.jobs.transfer.run import TransferResult
 from codo.runs.console import console
+from tests.jobs.transfer.transfer_parts import ARCHITECTURE, encoder_state
 from tests.parts import codo
 
 TINY = [
@@ -50,6 +52,26 @@ def test_a_dry_run_trains_and_writes_nothing(
         word for word in next(line for line in printed.splitlines() if "box_head " in line).split() if word.isdigit()
     ] == ["0", "0", "0", "0", "7"]
     assert "encoder's pyramid levels P2-P5" in printed
+
+
+def test_parts_that_do_not_fit_are_warned_of_with_what_would(
+    coco_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that says nothing of its architecture, as what `codo export` writes."""
+    torch.save(encoder_state(), tmp_path / "w.pth")
+    command = ["transfer", "--data", coco_root, "--weights", tmp_path / "w.pth", "--dry-run", *TINY]
+    backbone = ["--set", f"architecture.backbone={ARCHITECTURE.backbone}"]
+    assert codo(*command, *backbone) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "in the file, but fresh, as it does not fit: fpn (" in said
+    given = said.partition("it would with ")[2].split()[:8]
+    assert given == [
+        word
+        for name in ("fpn_channels", "box_head_convs", "box_head_channels", "box_head_fc")
+        for word in ("--set", f"architecture.{name}={getattr(ARCHITECTURE, name)}")
+    ]
+    assert codo(*command, *backbone, *given) == 0
+    assert "does not fit" not in capsys.readouterr().err
 
 
 def test_a_schedule_that_is_mostly_warm_up_is_warned_of(coco_root: Path, capsys: pytest.CaptureFixture[str]) -> None:

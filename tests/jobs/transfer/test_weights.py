@@ -116,6 +116,7 @@ def test_other_shapes_are_counted_and_left_fresh(pretrained: Path) -> None:
     source = read_pretrained(str(pretrained))
     coverage = load_into_detector(detector, source)
     assert coverage.groups["box_head"].reshaped == ["box_head.2.weight", "box_head.2.bias"]
+    assert coverage.other_widths == {"box_head_fc": 32}
     assert torch.equal(detector.state_dict()["roi_heads.box_head.2.weight"], before)
     assert prove(detector, ARCHITECTURE, source, coverage, IMAGE).compared == "pyramid levels P2-P5"
 
