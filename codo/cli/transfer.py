@@ -47,6 +47,7 @@ _FLAGS = {
 )
 @click.option("--weights", metavar="RUN|FILE|none", help="Pretraining run, weights file, or none (the default).")
 @click.option("--load", metavar="PARTS", help="Which of backbone,fpn,box_head to load; the others stay fresh.")
+@click.option("--like", metavar="RUN", help="With --weights none: take the architecture of this run, for a comparison.")
 @click.option("--data", metavar="DIR", help="COCO-format data set; the built-in sample data if left out.")
 @click.option("--train-json", metavar="FILE", help="Training annotations, in place of those in --data.")
 @click.option("--val-json", metavar="FILE", help="Annotations to evaluate on, in place of those in --data.")
@@ -85,6 +86,7 @@ def transfer_command(
     schedule: str | None,
     protocol: str | None,
     seeds: str | None,
+    like: str | None,
     **options: Any,
 ) -> None:
     """Train a detector from pretrained weights on a labelled data set, and print its COCO metrics."""
@@ -97,7 +99,7 @@ def transfer_command(
         raise click.UsageError(
             "--seeds goes with --out, where a second call finds its runs; not with --seed or --resume"
         )
-    if resume and (preset or file or sets or out or dry_run or protocol):
+    if resume and (preset or file or sets or out or dry_run or protocol or like):
         raise click.UsageError(
             "--resume goes on with the run's own config and folder: only --epochs, --schedule, --device and "
             "--precision go with it"
@@ -116,7 +118,7 @@ def transfer_command(
         flags["optim.iterations"] = _scaled_length(resume, schedule)
         _print_result(resume_run(resume, flags, _print_start))
         return
-    config = load_transfer_config(preset=preset, file=file, flags=flags, sets=sets, schedule=schedule)
+    config = load_transfer_config(preset=preset, file=file, flags=flags, sets=sets, schedule=schedule, like=like)
     if dry_run:
         _dry_run(config)
     elif chosen:

@@ -74,7 +74,11 @@ def compare(paths: Sequence[Path], force: bool = False) -> SideBySide:
             differing[key] = [_value(config, key) for _, config, _ in read]
     if differing and not force:
         told = "; ".join(f"{key}: {', '.join(map(str, values))}" for key, values in differing.items())
-        raise CodoError(f"compare: the runs followed different protocols ({told}); --force compares them all the same")
+        widths = any(key.startswith("architecture.") for key in differing)
+        like = "; codo transfer --weights none --like RUN builds what the weights of RUN are for" if widths else ""
+        raise CodoError(
+            f"compare: the runs followed different protocols ({told}){like}; --force compares them all the same"
+        )
     return SideBySide([row for row, _, _ in read], differing)
 
 

@@ -21,6 +21,7 @@ def load_transfer_config(
     flags: Mapping[str, Any] | None = None,
     sets: Sequence[str] = (),
     schedule: str | None = None,
+    like: str | None = None,
 ) -> TransferConfig:
     """Compose a config: preset < the weights' own architecture < file < schedule < flags < sets.
 
@@ -33,6 +34,7 @@ def load_transfer_config(
         flags: dotted field -> value.
         sets: `dotted.field=value`.
         schedule: a name of `SCHEDULES`, scaled to the batch size by the linear rule (`schedule_fields`).
+        like: with the weights `none`, a run or file of codo's whose architecture takes the place of the weights' own.
 
     Raises:
         CodoError: as `load_config`; or the architecture asked for is not the weights' own.
@@ -42,8 +44,13 @@ def load_transfer_config(
         4
     """
     config, given = compose(preset, file, flags or {}, sets, schedule)
-    own = read_architecture(config.weights) if config.weights != "none" else None
-    if own is None:
+    if like is not None and config.weights != "none":
+        raise CodoError(f"--like {like}: goes with --weights none; weights have an architecture of their own")
+    named = like if config.weights == "none" else config.weights
+    own = read_architecture(named) if named is not None else None
+    if like is not None and own is None:
+        raise CodoError(f"--like {like}: it does not say of which architecture it is; name a run of codo's")
+    if named is None or own is None:
         return config
     # Without the presets' architecture, the fields that are set are those that the user set.
     bare = {
@@ -53,12 +60,12 @@ def load_transfer_config(
     asked = load_config(TransferConfig, bare, **given).architecture
     if ":" in own.backbone and asked.backbone != own.backbone:
         raise CodoError(
-            f"weights: {config.weights} has a backbone of your own, {own.backbone}; to run that code, say "
+            f"weights: {named} has a backbone of your own, {own.backbone}; to run that code, say "
             f"--set architecture.backbone={own.backbone}"
         )
     explicit = {name: getattr(asked, name) for name in asked.model_fields_set}
     architecture = own.model_copy(update=explicit)
-    check_architecture(architecture, config.weights)
+    check_architecture(architecture, named)
     return config.model_copy(update={"architecture": architecture})
 
 

@@ -206,6 +206,12 @@ def test_what_cannot_be_compared_is_said(make_config: Make, made: Path, tmp_path
     for paths, said in (([none], "two or more"), ([none, tmp_path / "absent"], "not a run folder")):
         with pytest.raises(CodoError, match=said):
             compare(paths)
+    shutil.copytree(none, tmp_path / "wider")
+    config = tmp_path / "wider" / "config.yaml"
+    config.write_text(config.read_text().replace("fpn_channels: 16", "fpn_channels: 32"))
+    like = r"architecture\.fpn_channels: 16, 32\); codo transfer --weights none --like RUN builds"
+    with pytest.raises(CodoError, match=like):
+        compare([none, tmp_path / "wider"])
     shutil.copytree(none, tmp_path / "copy")
     (tmp_path / "copy" / "summary.json").write_text('{"kind": "pretrain"}')
     with pytest.raises(CodoError, match="no transfer run"):

@@ -207,6 +207,20 @@ def test_the_architecture_comes_from_the_run(pretrained: Path, tmp_path: Path) -
         load_transfer_config(file=file, flags=flags)
 
 
+def test_a_fresh_detector_can_have_the_architecture_of_a_run(pretrained: Path, tmp_path: Path) -> None:
+    like = str(pretrained)
+    config = load_transfer_config(flags={"weights": "none"}, like=like)
+    assert (config.weights, config.architecture) == ("none", ARCHITECTURE)
+    assert load_transfer_config(like=like).architecture == ARCHITECTURE  # no weights are the default
+    with pytest.raises(CodoError, match=r"fpn_channels 64 \(the weights: 16\)"):
+        load_transfer_config(sets=["architecture.fpn_channels=64"], like=like)
+    with pytest.raises(CodoError, match=r"--like .*: goes with --weights none"):
+        load_transfer_config(flags={"weights": like}, like=like)
+    torch.save(encoder_state(), tmp_path / "w.pth")
+    with pytest.raises(CodoError, match=r"--like .*w\.pth: it does not say of which architecture it is"):
+        load_transfer_config(like=str(tmp_path / "w.pth"))
+
+
 def test_weights_files_round_trip(tmp_path: Path) -> None:
     state = {"a": torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last), "b": torch.tensor(3)}
     state["c"] = state["a"]  # shared memory, which safetensors refuses
