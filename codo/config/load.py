@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -86,7 +87,19 @@ def load_pretrain_config(
 
 
 def load_run_config(kind: type[Config], folder: Path, changes: Mapping[str, Any] | None = None) -> Config:
-    """Read the config that a run was started with, from its folder; `changes` are as the flags of `load_config`."""
+    """Read the config that a run was started with, from its folder; `changes` are as the flags of `load_config`.
+
+    Raises:
+        CodoError: the run is of the other kind; as `load_config`.
+    """
+    tree = read_yaml(folder / "config.yaml")
+    for field, command, what in (("canvas", "pretrain", "pretraining"), ("detector", "transfer", "transfer")):
+        if field in tree and field not in kind.model_fields:
+            other = {"pretrain": "transfer", "transfer": "pretraining"}[command]
+            raise CodoError(
+                f"{folder} is a {what} run, and a {other} run is needed here; that one goes on with: "
+                f"codo {command} --resume {shlex.quote(str(folder))}"
+            )
     return load_config(kind, {}, file=folder / "config.yaml", default_preset="", flags=changes)
 
 

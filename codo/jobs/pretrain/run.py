@@ -12,7 +12,7 @@ from torch import nn
 
 from codo.augment import Augmenter, BoxJitter
 from codo.backbones import Backbone
-from codo.config.load import DATA_PATHS, check_resumed, differences, fingerprint, load_pretrain_config
+from codo.config.load import DATA_PATHS, check_resumed, differences, fingerprint, load_run_config
 from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
 from codo.jobs.pretrain.build import Sources, build_dataset, find_sources
@@ -146,7 +146,7 @@ def resume(
 def _resume(folder: RunFolder, changes: dict[str, Any] | None, parts: Parts, world: World) -> PretrainResult:
     """Go on with a run that no other process can change."""
     path = folder.path
-    before, config = (load_pretrain_config(file=path / "config.yaml", flags=flags) for flags in (None, changes))
+    before, config = (load_run_config(PretrainConfig, path, fields) for fields in (None, changes))
     longer = before.optim.epochs < config.optim.epochs
     # Paths may change where the images are the same ones, which is checked below.
     check_resumed(path, differences(before, config), (*MOVABLE, *(["optim.epochs"] if longer else [])))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from codo._version import __version__
-from codo.config.load import fingerprint, load_pretrain_config
+from codo.config.load import fingerprint, load_run_config
 from codo.config.pretrain import PretrainConfig
 from codo.data.files import data_fingerprint
 from codo.errors import CodoError
@@ -148,6 +148,7 @@ def _encoder(run_folder: Path | None, config: PretrainConfig | None) -> tuple[Pr
     if config is not None:
         raise ValueError("a run has its own config")
     run = RunFolder.open(run_folder)
+    config = load_run_config(PretrainConfig, run_folder)
     if not run.complete:
         raise CodoError(
             f"{run_folder} is not complete; finish it with: codo pretrain --resume {shlex.quote(str(run_folder))}"
@@ -158,7 +159,6 @@ def _encoder(run_folder: Path | None, config: PretrainConfig | None) -> tuple[Pr
             f"{run_folder} was made with parts handed over from Python ({', '.join(handed)}), which cannot be built "
             "again; name them in the config by their dotted path (docs/custom-parts.md)"
         )
-    config = load_pretrain_config(file=run_folder / "config.yaml")
     encoder = Method(config).query_encoder
     state, _ = read_weights(run_folder / "weights.safetensors")
     try:

@@ -1,10 +1,12 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from codo.cli.transfer import print_metrics
+from codo.config.load import dump_yaml
 from codo.config.transfer import TransferConfig
 from codo.jobs.transfer.coco_metrics import METRIC_NAMES
 from codo.jobs.transfer.run import TransferResult
@@ -52,6 +54,23 @@ def test_a_dry_run_trains_and_writes_nothing(
         word for word in next(line for line in printed.splitlines() if "box_head " in line).split() if word.isdigit()
     ] == ["0", "0", "0", "0", "7"]
     assert "encoder's pyramid levels P2-P5" in printed
+
+
+def test_a_run_of_the_wrong_kind_is_named_so(
+    tiny: Any, make_config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configs = {"first": tiny(), "second": make_config()}
+    for name, config in configs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(dump_yaml(config))
+    told = {
+        "first": "is a pretraining run, and a transfer run is needed here; that one goes on with: codo pretrain",
+        "second": "is a transfer run, and a pretraining run is needed here; that one goes on with: codo transfer",
+    }
+    for command in (["transfer", "--resume", "first"], ["pretrain", "--resume", "second"], ["probe", "second"]):
+        run = command.pop()
+        assert codo(*command, tmp_path / run) == 2
+        assert f"{told[run]} --resume {tmp_path / run}\n" in capsys.readouterr().err
 
 
 def test_parts_that_do_not_fit_are_warned_of_with_what_would(
