@@ -101,8 +101,8 @@ def transfer_command(
         )
     if resume and (preset or file or sets or out or dry_run or protocol or like):
         raise click.UsageError(
-            "--resume goes on with the run's own config and folder: only --epochs, --schedule, --device and "
-            "--precision go with it"
+            "--resume goes on with the run's own config and folder: only --epochs, --schedule, --device, --precision "
+            "and, where the data moved, --data and the like go with it"
         )
 
     from codo.jobs.transfer import load_transfer_config, transfer

@@ -23,6 +23,9 @@ Config = TypeVar("Config", bound=BaseModel)
 DATA_PATHS = ("foregrounds", "backgrounds", "root", "train_json", "val_json", "images", "val_images")
 """Fields of `data`, of pretraining and of transfer, that say where images and annotations lie."""
 
+MOVABLE = tuple(f"data.{name}" for name in DATA_PATHS)
+"""Them, dotted: a run may find its data elsewhere, where a fingerprint shows that they are the same."""
+
 CHOOSE_DATA = (*DATA_PATHS, "limit", "fraction")
 """Fields of `data`, of pretraining and of transfer, that say which images are used; the others how they are read."""
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from codo.augment import Augmenter, BoxJitter
 from codo.backbones import Backbone
-from codo.config.load import DATA_PATHS, check_resumed, differences, fingerprint, load_run_config
+from codo.config.load import MOVABLE, check_resumed, differences, fingerprint, load_run_config
 from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
 from codo.jobs.pretrain.build import Sources, build_dataset, find_sources
@@ -29,9 +29,6 @@ from codo.runs.hardware import Hardware
 from codo.runs.lock import held
 from codo.runs.record import RunFolder
 from codo.runs.world import World
-
-MOVABLE = tuple(f"data.{name}" for name in DATA_PATHS)
-"""Fields that say where the images lie."""
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codo.config.load import DATA_PATHS, differences, load_run_config
+from codo.config.load import MOVABLE, differences, load_run_config
 from codo.config.transfer import TransferConfig
 from codo.errors import CodoError
 from codo.runs.record import RunFolder, read_json
 
-FREE = ("seed", "weights", "load", "run.", *(f"data.{name}" for name in DATA_PATHS))
+FREE = ("seed", "weights", "load", "run.", *MOVABLE)
 """What compared runs may differ in: the seed, the weights and which parts of them are loaded, where things lie and
 where they ran. That the data are the same is seen by their fingerprint."""
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from codo.config.load import DATA_PATHS
 from codo.config.transfer import TransferConfig
 from codo.data.coco import CocoDataset, find_split, find_splits, load_coco
 from codo.data.files import data_fingerprint
@@ -78,6 +81,20 @@ def load_data(config: TransferConfig) -> Data:
         "whole_fingerprint": fingerprint if config.data.fraction >= 1 else fingerprint_of(whole, val, masks=masks),
     }
     return Data(paths.name, train, val, labels, masks, facts, fingerprint)
+
+
+@contextmanager
+def moved_data_told(config: TransferConfig, how: str) -> Iterator[None]:
+    """Add to an error of data that are not where a run's config says how to say where they are."""
+    try:
+        yield
+    except CodoError as error:
+        paths = config.data.model_dump(include=set(DATA_PATHS)).values()
+        if all(path is None or Path(path).exists() for path in paths):
+            raise
+        raise CodoError(
+            f"{error}; that is where the run had its data, as seen from {Path.cwd()}: say where they are now with {how}"
+        ) from None
 
 
 def training_annotations(coco: CocoDataset, image_id: int, masks: bool = False) -> list[dict]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from codo.config.transfer import TransferConfig
 from codo.data.coco import CocoDataset, load_coco
 from codo.data.masks import has_mask
 from codo.errors import CodoError
-from codo.jobs.transfer.data import check_masks, fingerprint_of, val_paths
+from codo.jobs.transfer.data import check_masks, fingerprint_of, moved_data_told, val_paths
 from codo.jobs.transfer.dataset import DetectionDataset
 from codo.jobs.transfer.evaluate import assess, evaluate
 from codo.jobs.transfer.finished import open_run
@@ -55,8 +56,10 @@ def evaluate_run(
     """
     RunFolder.check_free(out, resumable=False)
     run = open_run(path, changes, best=best)
-    name, json_path, folder = val_paths(_data_config(run.config, data, annotations, images))
-    coco = load_coco(json_path, folder)
+    config = _data_config(run.config, data, annotations, images)
+    with nullcontext() if config is not run.config else moved_data_told(config, "--data DIR"):
+        name, json_path, folder = val_paths(config)
+        coco = load_coco(json_path, folder)
     known = match_categories(run.categories, coco, json_path)
     masks = run.masks and any(has_mask(a) for own in coco.annotations.values() for a in own)
     if masks:

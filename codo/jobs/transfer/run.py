@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from codo.config.load import check_resumed, differences, fingerprint, load_run_config
+from codo.config.load import MOVABLE, check_resumed, differences, fingerprint, load_run_config
 from codo.config.transfer import TransferConfig
 from codo.data.images import ImageError
 from codo.errors import CodoError
 from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.caching import freeze_trunk, plan_cache
-from codo.jobs.transfer.data import Data, load_data
+from codo.jobs.transfer.data import Data, load_data, moved_data_told
 from codo.jobs.transfer.dataset import DetectionDataset, read_image, steps_per_epoch
 from codo.jobs.transfer.detectors import build_detector
 from codo.jobs.transfer.evaluate import Evaluation, assess, evaluate
@@ -122,7 +122,8 @@ def resume(
 
     Args:
         path: the run folder.
-        changes: dotted field -> value; the `run` section may change, and the schedule grow.
+        changes: dotted field -> value; the `run` section may change, where the data lie, before the first checkpoint
+            where the weights lie, and the schedule grow.
         on_start: as for `transfer`.
 
     Raises:
@@ -148,7 +149,9 @@ def _resume(
     longer = [
         key for key in LENGTHS if key in changed and None not in changed[key] and changed[key][0] < changed[key][1]
     ]
-    check_resumed(path, changed, longer)
+    checkpoint = path / "checkpoint.pt"
+    # Without a checkpoint the weights are read again; that they are the same, and the data, is checked below.
+    check_resumed(path, changed, (*longer, *MOVABLE, *([] if checkpoint.exists() else ["weights"])))
     if folder.complete and not longer:
         raise CodoError(f"--resume {path}: the run is complete; ask for more epochs to continue it")
     then = folder.environment("data.fingerprint", "processes", "extended")
@@ -161,10 +164,10 @@ def _resume(
         )
     hardware = hardware_of(config, world)
     hardware.apply()
-    data = load_data(config)
+    with moved_data_told(config, "--data DIR"):
+        data = load_data(config)
     if then["data"]["fingerprint"] != data.fingerprint:
         raise CodoError(f"--resume {path}: the images or annotations of {data.name} have changed since")
-    checkpoint = path / "checkpoint.pt"
     state = load_checkpoint(checkpoint, STATE) if checkpoint.exists() or folder.complete else None
     with world.joined(hardware.device):
         if state is not None:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from codo.config.load import differences, load_run_config, told
+from codo.config.load import DATA_PATHS, MOVABLE, differences, load_run_config, told
 from codo.config.transfer import TransferConfig
 from codo.errors import CodoError
 from codo.jobs.transfer.finish import TransferResult
@@ -74,7 +74,8 @@ def transfer_seeds(
     for seed in seeds:
         say(f"seed {seed} -> {folders[seed]}")
         start = partial(transfer, configs[seed], folders[seed], on_start)
-        bring_to_end(folders[seed], start, partial(resume, folders[seed], None, on_start), say)
+        where = {f"data.{name}": value for name, value in config.data if name in DATA_PATHS}
+        bring_to_end(folders[seed], start, partial(resume, folders[seed], where, on_start), say)
         summaries.append(read_json(folders[seed] / "summary.json", NEEDED))
         _check_one_kind(summaries)
     together = summarise(summaries)
@@ -132,10 +133,11 @@ def _check_one_kind(summaries: Sequence[dict[str, Any]]) -> None:
 
 
 def _check_same(folder: Path, config: TransferConfig) -> None:
-    """Refuse a folder with a run of another config; where and how it executes may differ."""
+    """Refuse a folder with a run of another config; where and how it executes, and where its data lie, may differ."""
     if not (folder / "config.yaml").is_file():
         return
     before = load_run_config(TransferConfig, folder)
-    changed = {key: pair for key, pair in differences(before, config).items() if not key.startswith("run.")}
+    free = ("run.", *MOVABLE)
+    changed = {key: pair for key, pair in differences(before, config).items() if not key.startswith(free)}
     if changed:
         raise CodoError(f"{folder} holds a run of another config ({told(changed)}); name another --out")

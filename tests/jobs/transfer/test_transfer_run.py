@@ -17,6 +17,7 @@ from codo.jobs.transfer import load_transfer_config, resume, transfer
 from codo.jobs.transfer.compare import compare
 from codo.jobs.transfer.data import load_data
 from codo.jobs.transfer.dataset import DetectionDataset
+from codo.jobs.transfer.evaluate_run import evaluate_run
 from codo.jobs.transfer.loop import Training
 from codo.jobs.transfer.run import Start, load_detector
 from codo.jobs.transfer.schedule import learning_rate
@@ -218,7 +219,10 @@ def test_a_run_without_a_checkpoint_begins_again(
         resume(run)
     file.write_bytes(kept)
     capsys.readouterr()
-    result = resume(run)
+    moved = {"weights": str(pretrained.rename(tmp_path / "moved"))}
+    with pytest.raises(CodoError, match=r"there is nothing at .*pretrained"):
+        resume(run)
+    result = resume(run, moved)
     assert "was stopped before its first checkpoint; it begins again" in capsys.readouterr().err
     for name, tensor in weights(whole.path).items():
         assert torch.equal(weights(run)[name], tensor), name
@@ -227,7 +231,7 @@ def test_a_run_without_a_checkpoint_begins_again(
     assert not list(run.glob(".*.tmp"))
     (run / "checkpoint.pt").unlink()  # a finished run is not lost
     with pytest.raises(CodoError, match="no checkpoint at"):
-        resume(run, {"optim.epochs": 2})
+        resume(run, {"optim.epochs": 2, **moved})
     assert (run / "summary.json").exists()
     assert (run / "weights.safetensors").exists()
 
@@ -315,11 +319,19 @@ def test_what_a_resumed_run_may_change(
         with pytest.raises(CodoError, match="the run began on 1 process, this is 2 processes; ") as refused:
             resume(run, {"optim.epochs": 3})
         assert "\n" not in str(refused.value)
-    (tmp_path / "squares" / "images" / "train_0.png").write_bytes(b"other")
-    with pytest.raises(CodoError, match="squares have changed since"):
-        resume(run, {"optim.epochs": 3})
+    moved = (tmp_path / "squares").rename(tmp_path / "moved")
+    for refused in (lambda: resume(run, {"optim.epochs": 3}), lambda: evaluate_run(run)):
+        with pytest.raises(CodoError, match=r"squares.*: say where they are now with --data DIR"):
+            refused()
+    assert evaluate_run(run, data=str(moved))["metrics"] == longer.summary["metrics"]
+    again = resume(run, {"optim.epochs": 3, "data.root": str(moved)})
+    assert [entry["epoch"] for entry in again.summary["curve"]] == [1, 2, 3]
+    assert RunFolder(run).environment()["data"]["fingerprint"] == environment["data"]["fingerprint"]
+    (moved / "images" / "train_0.png").write_bytes(b"other")
+    with pytest.raises(CodoError, match="moved have changed since"):
+        resume(run, {"optim.epochs": 4})
     with pytest.raises(CodoError, match="not a run folder"):
-        resume(tmp_path / "squares")
+        resume(moved)
 
 
 def test_a_diverging_run_says_where(make_config: Make, tmp_path: Path) -> None:
