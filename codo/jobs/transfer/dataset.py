@@ -183,8 +183,11 @@ def read_image(image: CocoImage, short_side: int, long_side: int) -> np.ndarray:
     # A JPEG decoded at a fraction of its size has its sides rounded up.
     slack = 0.5 + max(1.0, image.height / image.width)
     if abs(height - width * image.height / image.width) > slack:
+        height, width = decode(image.path).shape[:2]
+        turned = " (turned, as its EXIF block says?)" if (width, height) == (image.height, image.width) else ""
         raise ImageError(
-            f"{image.path}: the picture is {width} x {height}, its JSON entry says {image.width} x {image.height}"
+            f"{image.path}: the picture is {width} x {height}{turned}, its JSON entry says "
+            f"{image.width} x {image.height}"
         )
     return fit(pixels, short_side, long_side, (image.width, image.height))
 

@@ -120,8 +120,12 @@ def test_only_broken_images_end_in_an_empty_sample(own_root: Path) -> None:
 
 def test_a_picture_that_was_turned_after_annotation_is_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((80, 96, 3), np.uint8)).save(tmp_path / "a.png")
-    with pytest.raises(CodoError, match="is 96 x 80, its JSON entry says 80 x 96"):
+    with pytest.raises(CodoError, match=r"is 96 x 80 \(turned, as its EXIF block .*\), its JSON entry says 80 x 96"):
         read_image(CocoImage(1, "a.png", tmp_path / "a.png", 80, 96), 200, 400)
+    Image.fromarray(np.zeros((384, 288, 3), np.uint8)).save(tmp_path / "a.jpg")
+    for size, said in (((384, 288), r"is 288 x 384 \(turned"), ((288, 300), "is 288 x 384, its JSON")):
+        with pytest.raises(CodoError, match=said):  # the file's own size, though less of it was decoded
+            read_image(CocoImage(1, "a.jpg", tmp_path / "a.jpg", *size), 40, 80)
 
 
 @pytest.mark.parametrize("size", [(1000, 37), (333, 1001), (640, 480)])
