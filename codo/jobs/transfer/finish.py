@@ -49,7 +49,7 @@ def finish(
     facts: dict[str, Any],
 ) -> TransferResult:
     """Write weights.safetensors (the detector as it ended), best.safetensors (that of the highest AP, if it was another
-    one), predictions.json (of the end), curve.png and .svg, and summary.json.
+    one), predictions.json (of the end), summary.json, and curve.png and .svg.
 
     Args:
         config: of the run.
@@ -107,8 +107,8 @@ def finish(
             told = {"step": str(best["step"]), "AP": f"{best['AP']:.4f}"}
             save_weights(folder.path / "best.safetensors", training.best_state, metadata | told)
         write_text(folder.path / "predictions.json", json.dumps(predictions.results) + "\n")
+        folder.write_summary(summary)  # before the picture, which may fail: it is drawn from the summary
         title = f"{data.name} val, {config.protocol}, weights {facts['weights']['source']}"
         plot_curves(folder.path, {"AP": training.curve}, title)
-        folder.write_summary(summary)
     world.wait()
     return TransferResult(folder.path, summary)

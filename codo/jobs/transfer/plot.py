@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -37,10 +38,15 @@ def plot_curves(folder: Path, curves: Mapping[str, Sequence[Point]], title: str)
         axes.legend()
     for kind in FORMATS:
         # Equal curves give equal files: no date, and names that no clock salts.
-        with atomic_path(folder / f"curve.{kind}") as temporary, rc_context({"svg.hashsalt": "codo"}):
+        with (
+            atomic_path(folder / f"curve.{kind}") as temporary,
+            rc_context({"svg.hashsalt": "codo"}),
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # names may be in any script
             figure.savefig(temporary, format=kind, dpi=120, metadata={"Date": None} if kind == "svg" else None)
 
 
 def _plain(text: str) -> str:
-    """Keep matplotlib from reading $...$ as mathematics."""
-    return text.replace("$", r"\$")
+    """Keep matplotlib from reading $...$ as mathematics, and from a file name's bytes that are no text."""
+    return text.encode(errors="backslashreplace").decode().replace("$", r"\$")

@@ -1,4 +1,5 @@
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -45,3 +46,12 @@ def test_the_curve_is_drawn_the_same_each_time(tmp_path: Path) -> None:
     assert "<codo>" not in svg
     assert svg == (tmp_path / "b" / "curve.svg").read_text()
     plot_curves(tmp_path, {"AP": []}, "nothing")
+
+
+def test_a_title_may_be_in_any_script_or_no_text_at_all(tmp_path: Path) -> None:
+    name = b"\xff$\xe6\x97\xa5.pt".decode("utf-8", "surrogateescape")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot_curves(tmp_path, {name: CURVE, "AP": CURVE}, name)
+    assert (tmp_path / "curve.png").is_file()
+    assert r"\udcff$日.pt" in (tmp_path / "curve.svg").read_text()

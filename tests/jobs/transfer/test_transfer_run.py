@@ -112,6 +112,18 @@ def test_a_run_writes_all_that_it_says(make_config: Make, pretrained: Path, tmp_
     assert lines[0]["loss"] == pytest.approx(sum(lines[0][term] for term in terms))
 
 
+def test_a_picture_that_cannot_be_drawn_costs_no_summary(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("no picture")
+
+    monkeypatch.setattr("codo.jobs.transfer.finish.plot_curves", fail)
+    with pytest.raises(OSError, match="no picture"):
+        transfer(make_config(optim={"epochs": 1}), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 3
+
+
 def test_the_detector_file_starts_another_run(make_config: Make, tmp_path: Path) -> None:
     first = transfer(make_config(optim={"epochs": 1}), tmp_path / "first").path
     detector, loaded = load_detector(make_config(weights=str(first)), load_data(make_config()))
