@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +68,13 @@ def _torch_file(path: Path) -> Any:
         with torch.serialization.safe_globals([(_Inert, name) for name in company]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch each raise their own
-        refused = [name for name in foreign if name not in company]
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        told = f"it wants {refused[0]}; save its state_dict alone" if refused else line
+        # Of torch's own message nothing but the name is told: it advises to read the file in a way that runs code.
+        refused = [name for name in foreign if name not in company] or re.findall(r"GLOBAL (\S+)", str(error))
+        told = "it is cut off, or not what torch.save writes"
+        if refused:
+            told = f"it wants {refused[0]}; save its state_dict alone"
+        elif isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            told = error.strerror or told  # of the disk
         raise CodoError(f"weights: {path} is not a file of plain tensors (weights_only): {told}") from error
 
 
