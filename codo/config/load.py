@@ -143,7 +143,8 @@ def check_resumed(run: Path, changed: Mapping[str, tuple[Any, Any]], free: Colle
     refused = {key: pair for key, pair in changed.items() if not key.startswith("run.") and key not in free}
     if refused:
         raise CodoError(
-            f"--resume {run}: a resumed run keeps its config ({told(refused)}); only run.* may change, epochs grow"
+            f"--resume {run}: a resumed run keeps its config ({told(refused)}); only run.* and where the data "
+            "lie may change, epochs grow"
         )
 
 
