@@ -62,6 +62,14 @@ def test_a_custom_loss_is_a_term_of_its_own(tiny, parts, tmp_path):
     assert again[0]["loss_level"] == metrics[0]["loss_level"]
 
 
+def test_a_loss_from_python_is_trained_alone_where_the_weights_of_the_others_are_0(tiny, parts, tmp_path):
+    config = tiny(**{"loss.level": 0, "optim.epochs": 1})
+    alone = pretrain(config, tmp_path / "run", losses=[imported().BarlowTwins()])
+    assert all(m["loss"] == m["loss_BarlowTwins"] for m in RunFolder(alone.path).metrics())
+    with pytest.raises(CodoError, match="every weight is 0, nothing would be learnt"):
+        pretrain(config, tmp_path / "none")
+
+
 def test_a_custom_loss_from_a_file_through_the_command_line(tiny, parts, tmp_path, capsys):
     (tmp_path / "config.yaml").write_text(dump_yaml(tiny(**{"optim.epochs": 1})))
     file = tmp_path / "elsewhere" / "losses.py"

@@ -320,8 +320,6 @@ class PretrainConfig(Section):
                 raise ValueError(f"loss.{name}: needs alignment (the box is pooled from the FPN); set alignment=true")
         if self.loss.level and not self.hierarchy:
             raise ValueError("loss.level: hierarchy is off; set hierarchy=true, or leave loss.level unset")
-        if self.loss.level == 0 and self.hierarchy and not self.loss.custom:
-            raise ValueError("loss.level: 0 with hierarchy on; set hierarchy=false instead")
         for name, levels in {
             "loss.levels": self.loss.levels,
             "loss.stage_levels": self.loss.stage_levels,

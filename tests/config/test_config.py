@@ -68,7 +68,6 @@ def test_the_default_preset_runs_when_nothing_is_named_and_a_file_stands_on_its_
         (["loss.level_weights=[0,0,0,0]"], "loss.level_weights: every weight is 0, nothing would be learnt"),
         (["alignment=false", "loss.instance=1"], "needs alignment"),
         (["hierarchy=false", "loss.level=1"], "hierarchy is off"),
-        (["loss.level=0"], "hierarchy=false instead"),
         (["optim.batch_size=30", "model.bn_groups=4"], "must divide the batch"),
         (["colour.blur_sigma=[2,1]"], "above the upper bound"),
         (["paste.crop_area=[0.2,1.5]"], "at most 1"),

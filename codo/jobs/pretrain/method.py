@@ -73,8 +73,6 @@ class Method(nn.Module):
         self.symmetric = config.loss.symmetric
         own = custom_losses(config, parts)
         self.weights = config.loss_weights | {name: weight for name, (_, weight) in own.items()}
-        if not self.weights:
-            raise CodoError("loss: every weight is 0, nothing would be learnt")
         embeds = {
             *("offsets" if name == "box" else name for name in config.loss_weights),
             *(loss.embeds for loss, _ in own.values()),
@@ -219,7 +217,7 @@ def custom_losses(config: PretrainConfig, parts: Parts) -> dict[str, tuple[Loss,
     """Build a user's own losses: name -> loss and weight.
 
     Raises:
-        CodoError: one is no Loss, or asks for what no encoder gives.
+        CodoError: one is no Loss, or asks for what no encoder gives; or there is none, and codo's own are off.
     """
     found: dict[str, tuple[Loss, float]] = {}
 
@@ -237,6 +235,8 @@ def custom_losses(config: PretrainConfig, parts: Parts) -> dict[str, tuple[Loss,
             add(part.name, make(part), part.weight)
     for loss in parts.losses:
         add(type(loss).__name__, loss, 1.0)
+    if not found and not config.loss_weights:
+        raise CodoError("loss: every weight is 0, nothing would be learnt; add a loss of your own, or leave one on")
     return found
 
 

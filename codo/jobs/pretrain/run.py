@@ -16,7 +16,7 @@ from codo.config.load import MOVABLE, check_resumed, differences, fingerprint, l
 from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
 from codo.jobs.pretrain.build import Sources, build_dataset, find_sources
-from codo.jobs.pretrain.method import groups_of_process
+from codo.jobs.pretrain.method import custom_losses, groups_of_process
 from codo.jobs.pretrain.samples import SampleDataset
 from codo.jobs.pretrain.training import Run, peak_memory
 from codo.losses import Loss
@@ -206,7 +206,8 @@ def check_parts(config: PretrainConfig, parts: Parts, world: World) -> Hardware:
     groups_of_process(config, world)
     Backbone(parts.backbone or config.model.backbone, None)
     single = (config.jitter.custom, config.model.projector, config.model.box_head)
-    for part in (*config.loss.custom, *config.augment, *single):
+    custom_losses(config, parts)
+    for part in (*config.augment, *single):
         if part is not None:
             find(part.path)
     return hardware
