@@ -13,6 +13,7 @@ from torch.multiprocessing import get_start_method, set_start_method
 
 import codo
 from codo.cli import main
+from codo.cli.options import read_config
 from codo.config.load import dump_yaml
 from codo.errors import CodoError
 from codo.jobs.pretrain import pretrain, resume
@@ -82,6 +83,17 @@ def test_a_custom_loss_from_a_file_through_the_command_line(tiny, parts, tmp_pat
     assert "BarlowTwins" in capsys.readouterr().err  # the progress
     assert curve(tmp_path / "run-0") == curve(tmp_path / "run-1")
     assert "loss_BarlowTwins" in json.loads((tmp_path / "run-0/summary.json").read_text())
+
+
+def test_the_losses_of_the_command_line_join_those_of_the_config(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("loss: {custom: [{path: 'a.py:A', weight: 0.5, parameters: {x: 1.0e-05}}]}")
+    given = {"file": file, "preset": None, "sets": (), "losses": ("b.py:B", "c.py:C")}
+    first, *others = read_config(given).loss.custom
+    assert (first.path, first.weight, first.parameters) == ("a.py:A", 0.5, {"x": 1e-5})
+    assert [part.path for part in others] == ["b.py:B", "c.py:C"]
+    again = read_config(given | {"sets": ("loss.custom=['d.py:D']",)})
+    assert [part.path for part in again.loss.custom] == ["d.py:D", "b.py:B", "c.py:C"]
 
 
 def test_python_and_dotted_path_are_the_same_run(tiny, parts, tmp_path):

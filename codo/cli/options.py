@@ -54,7 +54,7 @@ OPTIONS = [
         "losses",
         metavar="PATH",
         multiple=True,
-        help="Add your own loss, module:Name or file.py:Name; repeatable.",
+        help="Add your own loss to the config's, module:Name or file.py:Name; repeatable.",
     ),
     click.option("--views", type=int, metavar="N", help="Query views a sample."),
     click.option("--backbone", metavar="NAME", help="Any timm model with feature maps of strides 4, 8, 16, 32."),
@@ -99,12 +99,20 @@ def fields_of(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_config(options: dict[str, Any]) -> PretrainConfig:
-    """Compose the config: preset < file < flags < --set."""
+    """Compose the config: preset < file < flags < --set; the losses of --loss join those that it has."""
+    import yaml
+
     from codo.config import load_pretrain_config
 
     fields = fields_of(options)
+    losses = fields.pop("loss.custom", [])
     given = {name: options[name] for name in ("preset", "file", "sets")}
     config = load_pretrain_config(flags=fields, **given)
     if options.get("jitter") and config.jitter.mode == "none":  # a preset or file without jitter, and --jitter
-        config = load_pretrain_config(flags={**fields, "jitter.mode": "ratio"}, **given)
+        fields["jitter.mode"] = "ratio"
+        config = load_pretrain_config(flags=fields, **given)
+    if losses:
+        all_losses = [*(part.model_dump(mode="json") for part in config.loss.custom), *losses]
+        text = yaml.safe_dump(all_losses, default_flow_style=True)
+        config = load_pretrain_config(flags=fields, **{**given, "sets": (*given["sets"], f"loss.custom={text}")})
     return config
