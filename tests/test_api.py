@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,3 +29,33 @@ def test_every_name_of_the_api_has_an_example(name):
     documented = getattr(codo, name).__doc__ or ""
     assert "Example:\n" in documented, "tests/test_docs.py runs them"
     assert ">>> " in documented
+
+
+@pytest.mark.parametrize("name", codo.__all__)
+def test_whatever_takes_a_path_takes_its_text_too(name):
+    function = getattr(codo, name)
+    if inspect.isfunction(function):
+        for parameter in inspect.signature(function).parameters.values():
+            words = re.findall(r"\w+", str(parameter.annotation))
+            assert "Path" not in words or "str" in words, f"{name}({parameter})"
+
+
+def test_paths_are_given_as_text(tiny, tmp_path, capsys):
+    file, nowhere = str(tmp_path / "some.yaml"), str(tmp_path / "nowhere")
+    Path(file).write_text("seed: 7\n")
+    assert codo.load_pretrain_config(file=file).seed == 7
+    assert codo.load_transfer_config(file=file).seed == 7
+    config = tiny(**{"optim.epochs": 1, "data.limit": 4})
+    run = str(codo.pretrain(config, str(tmp_path / "run")).path)
+    assert codo.resume_pretrain(run, {"optim.epochs": 2}).summary["epochs"] == 2
+    sheet = str(tmp_path / "sheet.png")
+    codo.probe(run, foregrounds=config.data.foregrounds, backgrounds=config.data.backgrounds, instances=4, sheet=sheet)
+    assert Path(sheet).is_file()
+    for refused in (
+        lambda: codo.resume_transfer(nowhere),
+        lambda: codo.compare_transfers([nowhere, nowhere]),
+        lambda: codo.transfer(codo.load_transfer_config(), file),
+        lambda: codo.transfer_seeds(codo.load_transfer_config(), [0], file),
+    ):
+        with pytest.raises(codo.CodoError):
+            refused()

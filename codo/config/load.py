@@ -36,7 +36,7 @@ def load_config(
     *,
     preset: str | None = None,
     default_preset: str,
-    file: Path | None = None,
+    file: str | Path | None = None,
     flags: Mapping[str, Any] | None = None,
     sets: Sequence[str] = (),
 ) -> Config:
@@ -74,7 +74,7 @@ def load_config(
 def load_pretrain_config(
     *,
     preset: str | None = None,
-    file: Path | None = None,
+    file: str | Path | None = None,
     flags: Mapping[str, Any] | None = None,
     sets: Sequence[str] = (),
 ) -> PretrainConfig:
@@ -148,14 +148,14 @@ def check_resumed(run: Path, changed: Mapping[str, tuple[Any, Any]], free: Colle
         )
 
 
-def read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: str | Path) -> dict[str, Any]:
     """Read a mapping of settings; an empty file is an empty one.
 
     Raises:
         CodoError: it cannot be read, or is something else.
     """
     try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), _Loader)  # a safe one
+        tree = yaml.load(Path(file).read_text(encoding="utf-8"), _Loader)  # a safe one
     except OSError as error:
         raise CodoError(f"config: cannot read {file}: {error.strerror}") from error
     except RecursionError:

@@ -45,7 +45,7 @@ class RunFolder:
         self.path = path
 
     @staticmethod
-    def check_free(out: Path | None, *, resumable: bool = True) -> None:
+    def check_free(out: str | Path | None, *, resumable: bool = True) -> None:
         """Refuse a folder that holds something, before any work is done for it.
 
         Args:
@@ -57,6 +57,7 @@ class RunFolder:
         """
         if out is None:
             return
+        out = Path(out)
         if file := blocking_file(out / "config.yaml"):
             raise CodoError(f"--out {out}: {file} is a file; name another folder")
         # The lock alone: of a killed process.
@@ -70,7 +71,7 @@ class RunFolder:
             raise CodoError(f"--out {out} exists already; name another folder{told if more else ''}")
 
     @staticmethod
-    def create(out: Path | None, kind: str) -> RunFolder:
+    def create(out: str | Path | None, kind: str) -> RunFolder:
         """Make a new run folder.
 
         Args:
@@ -80,6 +81,7 @@ class RunFolder:
         Raises:
             CodoError: `out` exists and is not empty, or cannot be made.
         """
+        out = Path(out) if out is not None else None
         try:
             if out is not None:
                 RunFolder.check_free(out)
@@ -100,12 +102,13 @@ class RunFolder:
             raise CodoError(f"cannot make the run folder {out or 'runs'}: {why}") from error
 
     @staticmethod
-    def open(path: Path) -> RunFolder:
+    def open(path: str | Path) -> RunFolder:
         """Open an existing run folder.
 
         Raises:
             CodoError: there is none at `path`.
         """
+        path = Path(path)
         if not (path / "config.yaml").is_file():
             raise CodoError(f"{path} is not a run folder (no config.yaml in it)")
         return RunFolder(path)

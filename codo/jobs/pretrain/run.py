@@ -50,7 +50,7 @@ class PretrainResult:
 
 def pretrain(
     config: PretrainConfig,
-    out: Path | None = None,
+    out: str | Path | None = None,
     *,
     losses: Sequence[Loss] = (),
     augmenters: Sequence[Augmenter] = (),
@@ -80,7 +80,7 @@ def pretrain(
     Example:
         >>> import codo
         >>> config = codo.load_pretrain_config(preset="codo-small", flags={"data.foregrounds": "photos"})
-        >>> result = codo.pretrain(config, Path("runs/first"))  # doctest: +SKIP
+        >>> result = codo.pretrain(config, "runs/first")  # doctest: +SKIP
         >>> result.summary["loss"]  # doctest: +SKIP
         4.2
     """
@@ -102,7 +102,7 @@ def pretrain(
 
 
 def resume(
-    path: Path,
+    path: str | Path,
     changes: dict[str, Any] | None = None,
     *,
     losses: Sequence[Loss] = (),
@@ -132,11 +132,11 @@ def resume(
         CodoError: no run there, or in use, nothing left to do, other fields or parts changed, or the images did.
 
     Example:
-        >>> codo.resume_pretrain(Path("runs/first"), {"optim.epochs": 40})  # doctest: +SKIP
+        >>> codo.resume_pretrain("runs/first", {"optim.epochs": 40})  # doctest: +SKIP
     """
     parts = Parts(losses, augmenters, jitter, projector, box_head, backbone)
     world, folder = World.of_environment(), RunFolder.open(path)
-    with held(path if world.first else None):
+    with held(folder.path if world.first else None):
         return _resume(folder, changes, parts, world)
 
 

@@ -32,19 +32,19 @@ KNN_IMAGES = 1000
 
 
 def probe(
-    run_folder: Path | None,
+    run_folder: str | Path | None,
     *,
     config: PretrainConfig | None = None,
-    foregrounds: Path | None = None,
-    backgrounds: Path | None = None,
-    manifest: Path | None = None,
+    foregrounds: str | Path | None = None,
+    backgrounds: str | Path | None = None,
+    manifest: str | Path | None = None,
     instances: int | None = None,
     backgrounds_per_instance: int | None = None,
     knn_images: int = KNN_IMAGES,
     seed: int = 0,
     canvas: int | None = None,
     device: str = "auto",
-    sheet: Path | None = None,
+    sheet: str | Path | None = None,
     on_found: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Measure what a pretrained encoder's embeddings are worth, without a detector.
@@ -74,10 +74,12 @@ def probe(
 
     Example:
         >>> import codo
-        >>> found = codo.probe(Path("runs/first"))  # doctest: +SKIP
+        >>> found = codo.probe("runs/first")  # doctest: +SKIP
         >>> found["probes"]["hard_top1"], found["chance"]["hard_top1"]  # doctest: +SKIP
         (0.41, 0.1)
     """
+    places = (run_folder, foregrounds, backgrounds, manifest, sheet)
+    run_folder, foregrounds, backgrounds, manifest, sheet = (p if p is None else Path(p) for p in places)
     if sheet is not None:
         check_png("--sheet", sheet)
         check_place(sheet)

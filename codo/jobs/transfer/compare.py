@@ -47,7 +47,7 @@ class SideBySide:
         return {"runs": self.runs, "differing": self.differing}
 
 
-def compare(paths: Sequence[Path], force: bool = False) -> SideBySide:
+def compare(paths: Sequence[str | Path], force: bool = False) -> SideBySide:
     """Read finished transfer runs, and compare them if they followed one protocol.
 
     Args:
@@ -58,9 +58,9 @@ def compare(paths: Sequence[Path], force: bool = False) -> SideBySide:
         CodoError: not a finished transfer run; fewer than two; different protocols, with the fields that differ.
 
     Example:
-        >>> codo.compare_transfers([Path("runs/none"), Path("runs/codo")]).runs[0]["metrics"]["AP"]  # doctest: +SKIP
+        >>> codo.compare_transfers(["runs/none", "runs/codo"]).runs[0]["metrics"]["AP"]  # doctest: +SKIP
     """
-    folders = [folder for path in paths for folder in _runs_of(path)]
+    folders = [folder for path in paths for folder in _runs_of(Path(path))]
     if len(folders) < 2:
         raise CodoError(f"compare: two or more runs are needed, {len(folders)} given")
     read = [_read(folder) for folder in folders]

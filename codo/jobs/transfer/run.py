@@ -74,7 +74,7 @@ class Start:
 
 
 def transfer(
-    config: TransferConfig, out: Path | None = None, on_start: Callable[[Start], None] | None = None
+    config: TransferConfig, out: str | Path | None = None, on_start: Callable[[Start], None] | None = None
 ) -> TransferResult:
     """Train a detector and evaluate it.
 
@@ -114,7 +114,7 @@ def transfer(
 
 
 def resume(
-    path: Path, changes: Mapping[str, Any] | None = None, on_start: Callable[[Start], None] | None = None
+    path: str | Path, changes: Mapping[str, Any] | None = None, on_start: Callable[[Start], None] | None = None
 ) -> TransferResult:
     """Go on with a run; its end equals that of a run that was never stopped, unless it is made longer.
 
@@ -132,10 +132,10 @@ def resume(
         Interrupted: as `transfer`.
 
     Example:
-        >>> codo.resume_transfer(Path("runs/transfer-1"), {"optim.epochs": 24})  # doctest: +SKIP
+        >>> codo.resume_transfer("runs/transfer-1", {"optim.epochs": 24})  # doctest: +SKIP
     """
     world, folder = World.of_environment(), RunFolder.open(path)
-    with held(path if world.first else None):
+    with held(folder.path if world.first else None):
         return _resume(folder, changes, on_start, world)
 
 

@@ -29,7 +29,7 @@ NEEDED = (
 def transfer_seeds(
     config: TransferConfig,
     seeds: Sequence[int],
-    out: Path,
+    out: str | Path,
     on_start: Callable[[Start], None] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> TransferResult:
@@ -53,8 +53,9 @@ def transfer_seeds(
         Interrupted: as `transfer`; the same call goes on.
 
     Example:
-        >>> codo.transfer_seeds(codo.load_transfer_config(), [0, 1, 2], Path("runs/three"))  # doctest: +SKIP
+        >>> codo.transfer_seeds(codo.load_transfer_config(), [0, 1, 2], "runs/three")  # doctest: +SKIP
     """
+    out = Path(out)
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise CodoError(f"seeds: {', '.join(map(str, seeds)) or 'none'}; one or more numbers from 0 on, each once")
     if World.of_environment().size > 1:

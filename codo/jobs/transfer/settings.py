@@ -17,7 +17,7 @@ from codo.weights import check_architecture, read_architecture
 def load_transfer_config(
     *,
     preset: str | None = None,
-    file: Path | None = None,
+    file: str | Path | None = None,
     flags: Mapping[str, Any] | None = None,
     sets: Sequence[str] = (),
     schedule: str | None = None,
@@ -71,7 +71,7 @@ def load_transfer_config(
 
 def compose(
     preset: str | None,
-    file: Path | None,
+    file: str | Path | None,
     flags: Mapping[str, Any],
     sets: Sequence[str] = (),
     schedule: str | None = None,
