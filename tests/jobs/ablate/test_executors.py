@@ -184,7 +184,7 @@ def test_a_job_of_several_processes_that_was_stopped_goes_on(plan, capsys):
 def test_the_table_shows_every_cell(plan, monkeypatch):
     text = io.StringIO()
     monkeypatch.setattr(
-        "codo.jobs.ablate.display.errors", Console(file=text, force_terminal=True, highlight=False, width=100)
+        "codo.jobs.ablate.display.stderr", Console(file=text, force_terminal=True, highlight=False, width=100)
     )
     states = dict.fromkeys(plan.jobs, "waiting")
     cells = list(plan.cells.values())
