@@ -65,7 +65,7 @@ def warn_of_misfits(loaded: dict[str, Any]) -> None:
             misfits.append(f"{name} ({len(fresh)} of {len(fresh) + len(group['matched'])} tensors)")
     if not misfits:
         return
-    widths = loaded.get("other_widths", {})  # absent in runs of before it
+    widths = loaded["other_widths"]
     sets = " ".join(f"--set architecture.{name}={width}" for name, width in widths.items())
     warn(f"in the file, but fresh, as it does not fit: {', '.join(misfits)}{sets and f'; it would with {sets}'}")
 

@@ -42,7 +42,7 @@ LENGTHS = ("optim.epochs", "optim.iterations")
 """Fields of which a resumed run may have more."""
 
 COVERAGE = (
-    *("weights.source", "groups", "ignored", "frozen_but_fresh", "proof"),
+    *("weights.source", "groups", "ignored", "other_widths", "frozen_but_fresh", "proof"),
     *(f"groups.{name}.{of}{kind.name}" for name in GROUPS for of in ("counts.", "") for kind in fields(GroupCoverage)),
 )
 """What a coverage.json must have."""
