@@ -13,6 +13,7 @@ from codo.config import TRANSFER_PRESETS
 from codo.config.schedules import SCHEDULES, schedule_fields
 from codo.config.sections import Precision
 from codo.config.transfer import DETECTORS, GROUPS, FrozenNorm, Norm
+from codo.errors import CodoError
 
 if TYPE_CHECKING:
     from codo.jobs.transfer.run import Start, TransferResult
@@ -115,7 +116,7 @@ def transfer_command(
         options["freeze"] = list(GROUPS) if protocol == "probe" else []
     flags = {field: options[name] for name, field in _FLAGS.items()}
     if resume:
-        flags["optim.iterations"] = _scaled_length(resume, schedule)
+        flags["optim.iterations"] = _resumed_length(resume, options["epochs"], schedule)
         _print_result(resume_run(resume, flags, _print_start))
         return
     config = load_transfer_config(preset=preset, file=file, flags=flags, sets=sets, schedule=schedule, like=like)
@@ -128,15 +129,21 @@ def transfer_command(
         _print_result(transfer(config, out, _print_start))
 
 
-def _scaled_length(run: Path, schedule: str | None) -> int | None:
-    """Count the steps of a schedule at the batch size of an existing run."""
-    if schedule is None:
+def _resumed_length(run: Path, epochs: int | None, schedule: str | None) -> int | None:
+    """Count the steps of a schedule at the batch size of an existing run; refuse a length of the run's other kind."""
+    if epochs is None and schedule is None:
         return None
     from codo.config import TransferConfig
     from codo.config.load import load_run_config
 
-    config = load_run_config(TransferConfig, run)
-    return schedule_fields(schedule, config.optim.batch_size)["optim.iterations"]
+    optim = load_run_config(TransferConfig, run).optim
+    if schedule is None:
+        if optim.iterations is not None:
+            raise CodoError(f"--resume {run}: the run's length is in steps ({optim.iterations}); use --schedule NAME")
+        return None
+    if optim.epochs is not None:
+        raise CodoError(f"--resume {run}: the run's length is in epochs ({optim.epochs}); use --epochs N")
+    return schedule_fields(schedule, optim.batch_size)["optim.iterations"]
 
 
 def _run_seeds(config: Any, seeds: list[int], out: Path) -> None:

@@ -37,6 +37,26 @@ def test_a_run_is_printed(
     assert "resumed after step 2" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("length", "flags", "message"),
+    [
+        ({"epochs": 2}, ["--schedule", "12k"], "the run's length is in epochs (2); use --epochs N"),
+        ({"epochs": None, "iterations": 9}, ["--epochs", "3"], "the run's length is in steps (9); use --schedule NAME"),
+    ],
+)
+def test_a_resumed_runs_length_stays_of_its_kind(
+    length: dict[str, Any],
+    flags: list[str],
+    message: str,
+    make_config: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "config.yaml").write_text(dump_yaml(make_config(optim=length)))
+    assert codo("transfer", "--resume", tmp_path, *flags) == 2
+    assert capsys.readouterr().err == f"Error: --resume {tmp_path}: {message}\n"
+
+
 def test_a_dry_run_trains_and_writes_nothing(
     coco_root: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
