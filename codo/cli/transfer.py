@@ -147,6 +147,7 @@ def _resumed_length(run: Path, epochs: int | None, schedule: str | None) -> int 
 
 
 def _run_seeds(config: Any, seeds: list[int], out: Path) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from codo.jobs.transfer.seeds import transfer_seeds
@@ -157,7 +158,8 @@ def _run_seeds(config: Any, seeds: list[int], out: Path) -> None:
 
     result = transfer_seeds(config, seeds, out, _print_start, say)
     found = result.summary
-    table = Table("", "mean", "std", "n", title=f"{len(seeds)} seeds on {found['data']} val", title_justify="left")
+    title = f"{len(seeds)} seeds on {found['data']} val"
+    table = Table("", "mean", "std", "n", title=escape(title), title_justify="left")
     rows = found["metrics"] | {f"mask {name}": row for name, row in found.get("mask_metrics", {}).items()}
     for name, row in (rows | {"curve area": found["curve_area"]}).items():
         table.add_row(name, number(row["mean"]), "-" if row["std"] is None else f"{row['std']:.2f}", str(row["n"]))

@@ -57,6 +57,16 @@ def test_a_resumed_runs_length_stays_of_its_kind(
     assert capsys.readouterr().err == f"Error: --resume {tmp_path}: {message}\n"
 
 
+def test_the_table_of_seeds_takes_no_name_for_markup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"mean": 1.0, "std": None, "n": 1}
+    found = TransferResult(tmp_path, {"data": "[/red] [1]", "metrics": {"AP": row}, "curve_area": row})
+    monkeypatch.setattr("codo.jobs.transfer.seeds.transfer_seeds", lambda *_: found)
+    assert codo("transfer", "--seeds", "0", "--out", tmp_path) == 0
+    assert "1 seeds on [/red] [1] val" in capsys.readouterr().out
+
+
 def test_a_dry_run_trains_and_writes_nothing(
     coco_root: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
