@@ -170,13 +170,17 @@ def _run_seeds(config: Any, seeds: list[int], out: Path) -> None:
 def _dry_run(config: Any) -> None:
     from codo.config import dump_yaml
     from codo.jobs.transfer.data import load_data
+    from codo.jobs.transfer.hardware import hardware_of
     from codo.jobs.transfer.run import load_detector
     from codo.jobs.transfer.schedule import describe_training
     from codo.runs.console import console
+    from codo.runs.world import World
 
+    hardware = hardware_of(config, World.of_environment())
     data = load_data(config)
     detector, loaded = load_detector(config, data)
     console.print(dump_yaml(config), markup=False)
+    console.print(f"hardware: {hardware.describe()}", markup=False)
     _print_data(data.facts)
     _print_loaded(loaded)
     training = describe_training(config, detector, len(data.train.images))

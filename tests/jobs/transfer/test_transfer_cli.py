@@ -201,6 +201,9 @@ def test_the_twelve_metrics_fit_80_columns(capsys: pytest.CaptureFixture[str], m
         (["--fraction", "2"], "data.fraction = 2"),
         (["--set", "optim.learning_rate=1"], "no field 'optim.learning_rate'"),
         (["--norm", "frozen_bn"], "weights=none use bn"),
+        (["--dry-run", "--set", "run.device=xpu"], "run.device: xpu"),
+        (["--dry-run", "--device", "cpu", "--set", "run.threads=999"], "exceed the"),
+        (["--dry-run", "--out", "x", "--seeds", "1,1"], "--seeds 1,1"),
     ],
 )
 def test_mistakes_end_in_one_line_and_exit_code_2(
