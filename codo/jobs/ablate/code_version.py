@@ -6,13 +6,16 @@ import ast
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import wraps
 from pathlib import Path
+from typing import TypeVar
 
 import codo
 
 ROOT = Path(codo.__file__).parent
+
+Made = TypeVar("Made")
 
 ENTRIES = {"pretrain": "jobs/pretrain/run.py", "transfer": "jobs/transfer/run.py", "probe": "jobs/probe/run.py"}
 """Kind of job -> where it begins."""
@@ -96,7 +99,21 @@ def _modules_in(source: Path, name: str) -> Iterator[str]:
             yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
 
 
-@cache
+def _while_unchanged(function: Callable[[Path], Made]) -> Callable[[Path], Made]:
+    """Keep what a function makes of a file until the file is written anew."""
+    kept: dict[Path, tuple[tuple[int, int], Made]] = {}
+
+    @wraps(function)
+    def asked(path: Path) -> Made:
+        now = path.stat()
+        version = (now.st_mtime_ns, now.st_size)
+        if path not in kept or kept[path][0] != version:
+            kept[path] = version, function(path)
+        return kept[path][1]
+
+    return asked
+
+
 def imported(entry: str) -> tuple[str, ...]:
     """List the files of codo that a file imports, directly or not, itself too; paths relative to codo/.
 
@@ -113,7 +130,7 @@ def imported(entry: str) -> tuple[str, ...]:
     return tuple(sorted(seen))
 
 
-@cache
+@_while_unchanged
 def source_hash(path: Path) -> str:
     """Hash what a source file does, 8 hex digits: formatting, comments and docstrings do not count."""
     text = path.read_text(encoding="utf-8")
@@ -148,15 +165,22 @@ def _decides(name: str) -> bool:
     return name in OF_RUNS or not name.startswith(DECIDES_NONE)
 
 
-def _imports(path: Path) -> Iterator[str]:
-    for node in _executed(ast.parse(path.read_text(encoding="utf-8"))):
+@_while_unchanged
+def _imports(path: Path) -> list[str]:
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except SyntaxError:  # half written
+        return []
+    found: list[str] = []
+    for node in _executed(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "codo":
             for alias in node.names:
-                yield from _files(str(node.module), alias.name)
+                found += _files(str(node.module), alias.name)
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.split(".")[0] == "codo":
-                    yield from _files(alias.name, None)
+                    found += _files(alias.name, None)
+    return found
 
 
 def _executed(tree: ast.AST) -> Iterator[ast.AST]:

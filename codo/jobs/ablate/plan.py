@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from codo.config.pretrain import PretrainConfig
 from codo.config.transfer import TransferConfig
-from codo.errors import nearest
+from codo.errors import CodoError, nearest
 from codo.jobs.ablate.code_version import changed_files, code_files
 from codo.jobs.ablate.data_hashes import DataHashes, without_unused_backgrounds
 from codo.jobs.ablate.jobs import Job, Kind, Store, config_hash, custom_paths, digest
@@ -56,6 +56,7 @@ class Plan:
         jobs: name -> job, each once, what it needs before it.
         cells: in the table's order.
         notices: what the user should know: changed code, changed data.
+        code: kind and own parts -> the sources that its jobs are named by, path -> hash.
     """
 
     grid: Grid
@@ -63,6 +64,19 @@ class Plan:
     jobs: dict[str, Job] = field(default_factory=dict)
     cells: dict[CellKey, CellPlan] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    code: dict[tuple[Kind, tuple[str, ...]], dict[str, str]] = field(default_factory=dict)
+
+    def check_code(self) -> None:
+        """Refuse to go on with other sources than those that the jobs are named by.
+
+        Raises:
+            CodoError: some were edited since.
+        """
+        changed = {name for of, files in self.code.items() for name in changed_files(files, code_files(*of))}
+        if changed:
+            raise CodoError(
+                f"codo/ changed since the plan ({told_files(sorted(changed))}); the same command goes on with the new code"
+            )
 
     def remaining(self) -> list[Job]:
         """List the jobs that are not done."""
@@ -124,12 +138,16 @@ def check_probes(grid: Grid) -> None:
             raise grid.yaml.error(("probes", i), f"no probe is called {name!r}{hint}")
 
 
+def told_files(names: list[str]) -> str:
+    """Name the first few files."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
 class _Planner:
     """Makes jobs, each once, and finds them in the store."""
 
     def __init__(self, plan: Plan, data: DataHashes, accept: bool) -> None:
         self.plan, self.data, self.accept = plan, data, accept
-        self._files: dict[tuple[str, ...], dict[str, str]] = {}
         self._old_code: dict[str, list[str]] = {}
         self._old_data: Counter[str] = Counter()
         self._accepted: Counter[str] = Counter()
@@ -199,10 +217,10 @@ class _Planner:
         return Job(kind, own, data, code, files, config, where, pretrain.name, seed)
 
     def _code(self, kind: Kind, config: PretrainConfig | TransferConfig | None) -> dict[str, str]:
-        custom = sorted(custom_paths(config.model_dump() if config is not None else {}))
-        if (kind, *custom) not in self._files:
-            self._files[kind, *custom] = code_files(kind, custom)
-        return self._files[kind, *custom]
+        custom = tuple(sorted(custom_paths(config.model_dump() if config is not None else {})))
+        if (kind, custom) not in self.plan.code:
+            self.plan.code[kind, custom] = code_files(kind, custom)
+        return self.plan.code[kind, custom]
 
     def _add(self, job: Job) -> Job:
         store = self.plan.store
@@ -230,8 +248,7 @@ class _Planner:
     def notices(self) -> Iterator[str]:
         """Say what is found in the store and not reused, and what is reused though it is of another code."""
         for kind, changed in self._old_code.items():
-            names = ", ".join(changed[:4]) + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
-            why = f"codo/ changed since ({names})" if changed else "their pretraining is made anew"
+            why = f"codo/ changed since ({told_files(changed)})" if changed else "their pretraining is made anew"
             yield f"finished {kind} jobs are run again: {why}; --accept-code-change keeps the old ones"
         for kind, count in self._old_data.items():
             yield f"{count} {kind} jobs are run again: the images or annotations changed since; the old ones are kept"

@@ -77,7 +77,7 @@ def ablate(
 
     Raises:
         CodoError: a mistake in the grid, with its line; data that is missing; a folder in use, or with another grid's
-            results.
+            results; code that was edited while the grid ran.
         Interrupted: after Ctrl-C or SIGTERM, with the jobs' state saved.
 
     Example:
@@ -114,6 +114,7 @@ def ablate(
             results = collect(plan, folder, {}, command)
             write_results(folder, results)
             return AblateResult(folder, results, tried.failures)
+        first.check_code()
         chosen, tuning, notices = tuned(loaded, tried.results)
         plan = make_plan(chosen, store, accept_code_change)
         plan.notices += notices
@@ -134,7 +135,7 @@ def run_plan(scheduler: Scheduler, folder: Path, tuning: Tuning | None = None, s
         samples: draw what each row is trained on.
 
     Raises:
-        Interrupted: what is there has been written.
+        Interrupted, CodoError: what is there has been written.
     """
     plan = scheduler.plan
     for notice in plan.notices:
@@ -150,7 +151,7 @@ def run_plan(scheduler: Scheduler, folder: Path, tuning: Tuning | None = None, s
 
     try:
         scheduler.run()
-    except Interrupted:  # what is there can be looked at
+    except (Interrupted, CodoError):  # what is there can be looked at
         write_results(folder, collected())
         raise
     results = collected()

@@ -63,6 +63,7 @@ class Scheduler:
 
         Raises:
             Interrupted: after Ctrl-C or SIGTERM; the jobs have saved their state.
+            CodoError: the code is no longer that of the plan; the running jobs have saved theirs.
         """
         with StopRequest() as stop, Display(self.plan, self.states) as display:
             try:
@@ -102,6 +103,7 @@ class Scheduler:
         return self.states.get(name) == "done" or self.plan.store.folder(name).done
 
     def _submit(self, jobs: list[Job], display: Display) -> None:
+        self.plan.check_code()
         tasks = []
         for job in jobs:
             folder = self.plan.store.folder(job.name)

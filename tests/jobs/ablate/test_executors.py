@@ -82,6 +82,29 @@ def test_each_job_runs_once_after_what_it_needs_and_seed_by_seed(plan):
     assert seeds.index(1) >= 4, "rows of one seed are done together, but for a free core"
 
 
+def test_code_that_is_edited_while_a_grid_runs_ends_it(write_grid, tmp_path):
+    part = tmp_path / "own.py"
+    part.write_text("class Same:\n    def __call__(self, rng, image, box, others):\n        return image, box\n")
+    grid = load_grid(write_grid(base=BASE | {"augment": [f"{part}:Same"]}))
+
+    class Editing(Pretend):
+        def ended(self):
+            part.write_text(part.read_text().replace("image, box\n", "image / 2, box\n"))
+            return super().ended()
+
+    plan = make_plan(grid, Store(tmp_path / "jobs"))
+    for name, job in plan.jobs.items():
+        plan.store.folder(name).write(job)
+    executor = Editing(1)
+    with pytest.raises(CodoError, match=r"codo/ changed since the plan \(.*own.py\); the same command goes on"):
+        Scheduler(plan, executor).run()
+    assert len(executor.order) == 1
+    again = make_plan(grid, plan.store)
+    assert again.jobs.keys().isdisjoint(plan.jobs.keys())
+    Scheduler(again, Pretend(1)).run()
+    assert again.remaining() == []
+
+
 def test_a_job_that_was_stopped_from_outside_goes_on(plan, capsys):
     executor = Pretend(1, {"pretrain": [143, 0]})
     scheduler = Scheduler(plan, executor)

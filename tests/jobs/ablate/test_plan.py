@@ -252,7 +252,6 @@ def test_the_code_version_is_of_what_the_code_does(tmp_path):
         ("def f(x):\n    return x + 2\n", False),
     ):
         file.write_text(text)
-        source_hash.cache_clear()
         assert (source_hash(file) == before) is same
     assert code_files("transfer", [f"{file}:f"])[str(file)] == source_hash(file)
     assert changed_files({"a": "1", "b": "2"}, {"a": "1", "b": "3", "c": "4"}) == ["b", "c"]
@@ -316,6 +315,5 @@ def test_what_a_part_imports_of_the_users_own_is_in_the_code_version(tmp_path, m
         *(f"own_package.deep: {name}" for name in own - {"own_package.deep"}),
     }
     (tmp_path / "own_package/other.py").write_text("x = 2\n")
-    source_hash.cache_clear()
     changed = changed_files(found, code_files("pretrain", ["sub/part.py:g"]))
     assert [name for name in changed if name.startswith("sub/")] == ["sub/part.py: own_package.other"]
