@@ -237,6 +237,8 @@ class Three:
 class Body(torch.nn.Module):
     channels = [1, 2, 3, 4]
     def forward(self, images): return [images] * 4
+NUMBER = 3
+def number(): return NUMBER
 """
 
 
@@ -266,6 +268,8 @@ class Body(torch.nn.Module):
         ("jitter.custom", "bad_parts:Endless", r"jitter Endless: must return a box \(4,\), finite"),
         ("jitter.custom", "bad_parts:Three", r"jitter Three: must return a box \(4,\)"),
         ("model.backbone", "bad_parts:Body", "must have `channels` of C2-C5"),
+        ("model.backbone", "bad_parts:NUMBER", "bad_parts:NUMBER: 'int' object is not callable"),
+        ("model.backbone", "bad_parts:number", "must have `channels` of C2-C5"),
     ],
 )
 def test_a_bad_part_is_told_in_one_line(tiny, tmp_path, monkeypatch, field, value, said):

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
+from codo.config.sections import Part
 from codo.errors import CodoError
-from codo.parts import find
+from codo.parts import make
 
 LEVELS: tuple[int, ...] = (2, 3, 4, 5)
 """The k of the stages C2-C5 and of the pyramid levels P2-P5."""
@@ -96,12 +97,13 @@ def _body(name: str | Callable[[], nn.Module]) -> tuple[nn.Module, list[int]]:
     """Build the feature extractor of exactly the strides 4-32, and its channels."""
     if isinstance(name, str) and ":" not in name:
         return _timm_body(name)
-    body = (find(name) if isinstance(name, str) else name)()
+    body = make(Part(path=name)) if isinstance(name, str) else name()
     told = name if isinstance(name, str) else getattr(name, "__name__", repr(name))
-    channels = list(getattr(body, "channels", []))
-    with torch.no_grad():
-        maps = body.eval()(torch.zeros(1, 3, 64, 64)) if len(channels) == len(STRIDES) else []
-    body.train()
+    channels, maps = list(getattr(body, "channels", [])), []
+    if isinstance(body, nn.Module) and len(channels) == len(STRIDES):
+        with torch.no_grad():
+            maps = body.eval()(torch.zeros(1, 3, 64, 64))
+        body.train()
     expected = [(1, c, 64 // stride, 64 // stride) for c, stride in zip(channels, STRIDES, strict=False)]
     if not expected or [tuple(c.shape) for c in maps] != expected:
         raise CodoError(f"backbone: {told} must have `channels` of C2-C5 and return them, strides 4, 8, 16, 32")

@@ -18,6 +18,7 @@ from torchvision.ops.poolers import initLevelMapper
 
 from codo.augment import IMAGENET_MEAN, IMAGENET_STD
 from codo.backbones import LEVELS, STRIDES, Backbone
+from codo.config.sections import Part
 from codo.config.transfer import DETECTORS, TransferConfig
 from codo.errors import CodoError
 from codo.heads import box_head
@@ -26,7 +27,7 @@ from codo.heads.pyramid import pool_pyramid
 from codo.jobs.transfer.base import Anchors, Detector
 from codo.jobs.transfer.norms import put_group_norms, set_training
 from codo.jobs.transfer.one_stage import FCOSDetector, RetinaNetDetector, fcos_parts, retinanet_parts, upper_backbone
-from codo.parts import find
+from codo.parts import find, make
 
 ANCHOR_SIDES = (32, 64, 128, 256, 512)
 """Side in pixels of the anchors of P2-P6 (torchvision)."""
@@ -177,7 +178,7 @@ def _two_stage(config: TransferConfig, backbone: Backbone, num_classes: int, com
 
 def _own(config: TransferConfig, backbone: Backbone, num_classes: int) -> Any:
     """Call a user's own maker, and check what it gives."""
-    found = find(config.detector)(backbone, num_classes, config.detection)
+    found = make(Part(path=config.detector), backbone, num_classes, config.detection)
     if not isinstance(found, nn.Module) or not hasattr(found, "transform") or not hasattr(found, "backbone"):
         raise CodoError(
             f"detector {config.detector}: must give a module with `backbone` and `transform`, that behaves as "

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2, retinanet_resnet50_fpn_v2
@@ -68,6 +70,15 @@ def test_nothing_to_freeze_is_refused() -> None:
     architecture = ArchitectureSection(backbone="convnext_atto", fpn_channels=16)
     with pytest.raises(CodoError, match="convnext_atto has no batch norm"):
         build_detector(detector_config(architecture, SIZES, norm="frozen_bn"), 2)
+
+
+def test_a_detector_of_ones_own_that_cannot_be_called_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "number.py").write_text("X = 3\n")
+    with pytest.raises(CodoError, match=r"^number\.py:X: 'int' object is not callable"):
+        build_detector(detector_config(ARCHITECTURE, SIZES, detector="number.py:X"), 2)
 
 
 def test_pooling_does_not_depend_on_the_first_image() -> None:
