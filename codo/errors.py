@@ -24,7 +24,8 @@ class Interrupted(Exception):
 
     Args:
         number: of the signal.
-        message: what was saved and the command that resumes.
+        done: how far it came.
+        command: the one that goes on with it; None where the command, or call, that was given does.
 
     Attributes:
         exit_code: 128 + the signal, as shells have it: 130 for Ctrl-C, 143 for SIGTERM.
@@ -34,8 +35,9 @@ class Interrupted(Exception):
         143
     """
 
-    def __init__(self, number: int, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, number: int, done: str, command: str | None = None) -> None:
+        super().__init__(done if command is None else f"{done}; go on with: {command}")
+        self.number, self.done, self.command = number, done, command
         self.exit_code = 128 + number
 
 

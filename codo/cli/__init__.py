@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import shlex
 import sys
 from typing import Any
 
@@ -85,7 +86,8 @@ def main(arguments: list[str] | None = None) -> None:
         code = 2
     except Interrupted as stopped:
         if os.environ.get("RANK", "0") == "0":
-            click.echo(str(stopped), err=True)
+            given = shlex.join(["codo", *(sys.argv[1:] if arguments is None else arguments)])
+            click.echo(f"{stopped}; go on with: {given}" if stopped.command is None else str(stopped), err=True)
         code = stopped.exit_code
     except click.ClickException as error:
         error.show()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from codo.errors import Interrupted
 from codo.runs.lock import LOCK_FILE, held
 from codo.runs.record import read_json
 
@@ -29,21 +31,33 @@ def bring_to_end(
 
     Raises:
         CodoError: another process is at it; as `start` and `resume`.
+        Interrupted: as they; it is the call of the whole job that goes on with it.
     """
     if (folder / "summary.json").is_file():
         say("finished before, kept")
     elif (folder / "checkpoint.pt").is_file():
         with held(folder):  # or refused
             say("stopped before, goes on")
-        resume()
+        with _as_part_of_a_job(folder):
+            resume()
     else:
         if _beginning(folder):
             with held(folder):
                 for file in _beginning(folder):  # looked at again: now nobody writes there
                     if file.name != LOCK_FILE:
                         file.unlink()
-        start()
+        with _as_part_of_a_job(folder):
+            start()
     return read_json(folder / "summary.json")
+
+
+@contextmanager
+def _as_part_of_a_job(folder: Path) -> Iterator[None]:
+    """Leave out the command that goes on with this run alone."""
+    try:
+        yield
+    except Interrupted as stopped:
+        raise Interrupted(stopped.number, f"{folder}: {stopped.done}") from None
 
 
 def _beginning(folder: Path) -> list[Path]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 
-from codo.errors import CodoError
+from codo.errors import CodoError, Interrupted
 from codo.runs.files import write_json
 from codo.runs.lock import Held, held
 from codo.runs.repeat import BEGUN, bring_to_end
+from tests.parts import codo
 
 
 def run(folder: Path) -> tuple[str, dict[str, int]]:
@@ -45,6 +47,27 @@ def test_a_run_that_another_process_is_at_is_refused_and_left_alone(tmp_path: Pa
     with held(tmp_path), pytest.raises(Held, match="is in use"):
         bring_to_end(tmp_path, never, never, never)
     assert sorted(file.name for file in tmp_path.iterdir()) == names
+
+
+def test_what_is_stopped_goes_on_with_the_command_that_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not with one of the runs that it is made of."""
+    command = "codo transfer --resume runs/seed-0"
+
+    def stop(*_: object, **__: object) -> None:
+        raise Interrupted(signal.SIGINT, "stopped after step 3 of 6", command)
+
+    with pytest.raises(Interrupted, match=rf"^stopped after step 3 of 6; go on with: {command}$"):
+        stop()
+    for name in ("a", "checkpoint.pt"):
+        (tmp_path / name).touch()
+        with pytest.raises(Interrupted, match=rf"^{tmp_path}: stopped after step 3 of 6$"):
+            bring_to_end(tmp_path, stop, stop, lambda text: None)
+    monkeypatch.setattr("codo.jobs.demo.demo", lambda *_: bring_to_end(tmp_path, stop, stop, lambda text: None))
+    assert codo("demo", "--out", tmp_path / "my demo") == 130
+    said = capsys.readouterr().err
+    assert said == f"{tmp_path}: stopped after step 3 of 6; go on with: codo demo --out '{tmp_path / 'my demo'}'\n"
 
 
 def test_what_is_not_a_runs_stays(tmp_path: Path) -> None:

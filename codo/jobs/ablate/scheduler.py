@@ -83,8 +83,7 @@ class Scheduler:
                 self._collect(display, leaving=True)
             if stop.number is not None:
                 done = sum(state == "done" for state in self.states.values())
-                text = f"stopped; {done} of {len(self.states)} jobs are done; go on with: {self.go_on}"
-                raise Interrupted(stop.number, text)
+                raise Interrupted(stop.number, f"stopped; {done} of {len(self.states)} jobs are done", self.go_on)
 
     def _open(self) -> bool:
         return any(state == "running" for state in self.states.values()) or bool(self._ready())

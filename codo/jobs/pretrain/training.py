@@ -191,8 +191,7 @@ class Run:
                     saved = self.step
                 if stopping and self.step < self.steps:
                     command = shlex.join(["codo", "pretrain", "--resume", str(folder.path)])
-                    text = f"stopped after step {self.step} of {self.steps}; go on with: {command}"
-                    raise Interrupted(stop.number or 15, text)
+                    raise Interrupted(stop.number or 15, f"stopped after step {self.step} of {self.steps}", command)
             if remedy := data_wait.remedy():
                 progress.note(remedy)
         if not all(torch.isfinite(p).all() for p in self.method.query_encoder.parameters()):

@@ -145,7 +145,7 @@ class Training:
             return
         self.save()
         command = shlex.join(["codo", "transfer", "--resume", str(self.folder.path)])
-        raise Interrupted(stop.number or 15, f"stopped after step {self.step} of {self.total}; go on with: {command}")
+        raise Interrupted(stop.number or 15, f"stopped after step {self.step} of {self.total}", command)
 
     def _timed_batches(self) -> Iterator[tuple[list[LabelledImage], float]]:
         """Yield the remaining batches, each with the seconds that it was waited for."""
