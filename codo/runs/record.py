@@ -27,7 +27,7 @@ from pydantic import BaseModel
 from codo._version import __version__
 from codo.config.load import dump_yaml
 from codo.errors import CodoError
-from codo.runs.files import blocking_file, write_json, write_text
+from codo.runs.files import blocking_file, check_place, write_json, write_text
 from codo.runs.hardware import Hardware
 from codo.runs.lock import LOCK_FILE
 
@@ -53,7 +53,7 @@ class RunFolder:
             resumable: whether what asks for it can go on with the run that may be there.
 
         Raises:
-            CodoError: `out` is a file, lies below one, or exists and is not empty.
+            CodoError: `out` is a file, lies below one, cannot be written to, or exists and is not empty.
         """
         if out is None:
             return
@@ -69,6 +69,10 @@ class RunFolder:
                 longer = f"; {how} with more epochs makes it longer" if (out / "checkpoint.pt").is_file() else ""
                 told = f" (its run is complete{longer})"
             raise CodoError(f"--out {out} exists already; name another folder{told if more else ''}")
+        try:
+            check_place(out / "config.yaml")
+        except CodoError as error:
+            raise CodoError(f"--out {out}: {error}") from None
 
     @staticmethod
     def create(out: str | Path | None, kind: str) -> RunFolder:

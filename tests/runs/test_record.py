@@ -15,6 +15,7 @@ import torch
 from codo import __version__
 from codo.config.sections import RunSection
 from codo.errors import CodoError
+from codo.jobs.pretrain import pretrain
 from codo.runs import record as module
 from codo.runs.hardware import Hardware
 from codo.runs.record import RunFolder, environment, git_state
@@ -61,6 +62,23 @@ def test_a_folder_that_holds_something_is_refused_with_the_way_to_resume(tmp_pat
             with pytest.raises(CodoError, match=rf"^--out {below}: {file} is a file; name another folder$"):
                 refuse(below)
     assert [*tmp_path.iterdir()] == [file]
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    def fail(*_: Any) -> None:
+        pytest.fail("the work was begun")
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
+    monkeypatch.setattr("codo.jobs.pretrain.run.find_sources", fail)
+    out = tmp_path / "a" / "run"
+    with pytest.raises(CodoError, match=rf"^--out {out}: cannot write {out / 'config.yaml'}: Permission denied"):
+        pretrain(tiny(), out)
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(("name", "resumable"), [("mine.txt", True), ("config.yaml", False)])
