@@ -247,6 +247,8 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     if first["type"] == "extra_forbidden":
         return unknown_field(loc, kind)
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "string_pattern_mismatch":  # of a DottedPath, the only pattern
+        message = "write module:Name or file.py:Name"
     if not loc:
         return f"config: {message}"
     value = first.get("input")

@@ -47,6 +47,7 @@ def test_the_default_preset_runs_when_nothing_is_named_and_a_file_stands_on_its_
     ("sets", "said"),
     [
         (["epochs=3"], "no field 'epochs'; did you mean optim.epochs"),
+        (["loss.custom=[x]"], "= 'x': write module:Name or file.py:Name"),
         (["optim.epoch=3"], "did you mean optim.epochs"),
         (["hierachy=false"], "did you mean hierarchy"),
         (["optim.lr.x=1"], "no field 'optim.lr.x'"),
