@@ -214,6 +214,8 @@ def _print_data(facts: dict[str, Any]) -> None:
         f"{facts['classes']} classes",
         markup=False,
     )
+    if facts.get("val_boxes") == 0:
+        warn("the images to evaluate on have no boxes: there will be no AP (-), and no best weights")
     for split, reasons in facts["skipped"].items():
         for reason, count in reasons.items():
             warn(f"{split}: {count} x {reason}")

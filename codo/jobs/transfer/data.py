@@ -74,6 +74,7 @@ def load_data(config: TransferConfig) -> Data:
         "train_images_without_boxes": boxes.count(0),
         "train_boxes": sum(boxes),
         "val_images": len(val.images),
+        "val_boxes": sum(len(training_annotations(val, image.id)) for image in val.images),
         "classes": len(labels),
         "fraction": config.data.fraction,
         "skipped": {"train": whole.skipped, "val": val.skipped},

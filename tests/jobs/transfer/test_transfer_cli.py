@@ -103,6 +103,16 @@ def test_a_run_of_the_wrong_kind_is_named_so(
         assert f"{told[run]} --resume {tmp_path / run}\n" in capsys.readouterr().err
 
 
+def test_images_to_evaluate_on_without_boxes_are_warned_of(
+    coco_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((coco_root / "instances_val.json").read_text())
+    (tmp_path / "val.json").write_text(json.dumps({**content, "annotations": []}))
+    for val, warned in ((tmp_path / "val.json", True), (coco_root / "instances_val.json", False)):
+        assert codo("transfer", "--data", coco_root, "--val-json", val, "--dry-run", *TINY) == 0
+        assert ("to evaluate on have no boxes" in capsys.readouterr().err) is warned
+
+
 def test_parts_that_do_not_fit_are_warned_of_with_what_would(
     coco_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
