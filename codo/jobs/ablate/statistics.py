@@ -148,7 +148,12 @@ def spread(results: Results, row: str, protocol: str, metric: str | None = None)
             values[seed] = value
         else:
             absent[seed] = "missing" if cell is None else cell.status if cell.status != "done" else "undefined"
-    return Spread(values, absent, *_moments(list(values.values())))
+    return spread_of(values, absent)
+
+
+def spread_of(values: Mapping[int, float], absent: Mapping[int, str]) -> Spread:
+    """Collect values by seed, and why others have none."""
+    return Spread(dict(values), dict(absent), *_moments(list(values.values())))
 
 
 def compare(name: str, values: Spread, reference: Spread, against: str) -> Comparison:

@@ -32,10 +32,10 @@ class SideBySide:
     """Runs side by side.
 
     Attributes:
-        runs: of each: `run`, `data`, `split`, `fraction`, `seed`, `weights` and their `fingerprint`, `load`,
-            `protocol`, `detector`, `hardware`, `metrics` and `errors` (TIDE's: kind -> AP50 that mending it would add),
-            `mask_metrics` and `mask_errors` (of masks), `per_class` (name -> AP), `curve_area`, `best`, `steps_to_ap`
-            (AP -> step), `steps`, `train_seconds`.
+        runs: of each: `run`, `group` (the path given, of one run or of several seeds), `data`, `split`, `fraction`,
+            `seed`, `weights` and their `fingerprint`, `load`, `protocol`, `detector`, `hardware`, `metrics` and
+            `errors` (TIDE's: kind -> AP50 that mending it would add), `mask_metrics` and `mask_errors` (of masks),
+            `per_class` (name -> AP), `curve_area`, `best`, `steps_to_ap` (AP -> step), `steps`, `train_seconds`.
         differing: field -> the value of each run, of the protocol's fields in which they differ.
     """
 
@@ -60,10 +60,10 @@ def compare(paths: Sequence[str | Path], force: bool = False) -> SideBySide:
     Example:
         >>> codo.compare_transfers(["runs/none", "runs/codo"]).runs[0]["metrics"]["AP"]  # doctest: +SKIP
     """
-    folders = [folder for path in paths for folder in _runs_of(Path(path))]
-    if len(folders) < 2:
-        raise CodoError(f"compare: two or more runs are needed, {len(folders)} given")
-    read = [_read(folder) for folder in folders]
+    found = [(str(path), folder) for path in paths for folder in _runs_of(Path(path))]
+    if len(found) < 2:
+        raise CodoError(f"compare: two or more runs are needed, {len(found)} given")
+    read = [_read(folder) for _, folder in found]
     differing: dict[str, list[Any]] = {}
     for key in {key: None for _, _, protocol in read for key in protocol}:
         values = [protocol.get(key) for _, _, protocol in read]
@@ -79,7 +79,8 @@ def compare(paths: Sequence[str | Path], force: bool = False) -> SideBySide:
         raise CodoError(
             f"compare: the runs followed different protocols ({told}){like}; --force compares them all the same"
         )
-    return SideBySide([row for row, _, _ in read], differing)
+    rows = [{**row, "group": group} for (row, _, _), (group, _) in zip(read, found, strict=True)]
+    return SideBySide(rows, differing)
 
 
 def _runs_of(path: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import statistics
@@ -10,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+from scipy import stats
 from test_transfer_run import stop_after
 
+from codo.cli.compare import _over_seeds
 from codo.config.load import dump_yaml
 from codo.config.transfer import TransferConfig
 from codo.errors import CodoError, Interrupted
@@ -52,6 +56,7 @@ def test_seeds_go_on_where_they_were_stopped(
     assert {"curve.png", "curve.svg"} <= {path.name for path in out.iterdir()}
     # Each seed trained on its own share of one data set: they compare.
     together = compare([out])
+    assert {run["group"] for run in together.runs} == {str(out)}
     assert [run["seed"] for run in together.runs] == [1, 3, 8]
     assert len({run["data"]["fingerprint"] for run in runs}) > 1
     with pytest.raises(CodoError, match=r"seed-3 holds a run of another config \(optim\.lr 0\.02 -> 0\.5\)"):
@@ -199,6 +204,26 @@ def test_other_protocols_are_refused_without_force(
     changed = run_of(make_config, made, "changed", data={"root": str(spoilt)})
     with pytest.raises(CodoError, match=r"different protocols \(data: "):
         compare([none, changed])
+
+
+def test_folders_of_seeds_are_compared_seed_by_seed() -> None:
+    values = {"none": {0: 1.0, 1: 4.0, 2: 2.0, 5: 9.0}, "codo": {2: 4.0, 1: 5.0, 0: 4.0}, "one": {0: 3.0}}
+    runs = [
+        {"group": group, "seed": seed, "metrics": {"AP": ap, "APs": None}, "curve_area": ap / 2}
+        for group, by_seed in values.items()
+        for seed, ap in by_seed.items()
+    ]
+    printed = Console(width=200, record=True, file=io.StringIO())
+    printed.print(_over_seeds(runs))
+    text = printed.export_text()
+    assert "4.0 ± 3.6 (4)" in text
+    assert "4.3 ± 0.6 (3)" in text
+    test = stats.ttest_rel([4.0, 5.0, 4.0], [1.0, 4.0, 2.0])  # the seeds that both have
+    low, high = test.confidence_interval(0.95)
+    assert f"+2.0 [{low:+.1f}, {high:+.1f}], p {test.pvalue:.2g}" in text
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if "│" in line]
+    assert ["APs", "-", "-", "-"] in lines
+    assert next(line for line in lines if line[0] == "AP")[3] == "3.0"  # of one seed neither deviation nor test
 
 
 def test_what_cannot_be_compared_is_said(make_config: Make, made: Path, tmp_path: Path) -> None:
