@@ -15,7 +15,7 @@ from codo.config.transfer import DetectionSection
 from codo.errors import CodoError
 from codo.runs.weights_file import read_weights
 from codo.weights import read_architecture, weights_path
-from codo.weights.keys import box_head_convs
+from codo.weights.keys import GROUPS, box_head_convs
 from codo.weights.layouts import recognise
 
 
@@ -89,11 +89,12 @@ class Contents:
     @property
     def lacking(self) -> list[str]:
         """Name the parts that the run has not, or not in a form that others have."""
-        if not self.has_fpn:
-            return ["FPN", "box head"]
-        if self.detector in ("retinanet", "fcos"):
-            return ["P2", "box head"]
-        return ["box head"] if self.own_box_head is not None else []
+        found = [] if self.has_fpn else ["FPN"]
+        if self.has_fpn and self.detector in ("retinanet", "fcos"):
+            found.append("P2")
+        if self.own_box_head is not None or not any(name.startswith(GROUPS["box_head"]) for name in self.state):
+            found.append("box head")
+        return found
 
     @property
     def convs(self) -> int:

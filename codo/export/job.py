@@ -81,7 +81,13 @@ def export_run(run: str | Path, format: str, out: str | Path, *, force: bool = F
     for ours, theirs in names.items():
         groups[(group_of(ours) if ours in contents.state else None) or "detector"][ours] = theirs
     left_out = sorted(tensors.keys() - names.keys())
-    return Exported(out, groups, left_out, fresh, _notes(contents, best), library.usage(out, contents))
+    notes = _notes(contents, best)
+    if format == "torchvision" and groups["box_head"] and (contents.sampling_ratio, contents.aligned) != (2, False):
+        notes.append(
+            f"the box head was trained behind a RoIAlign of sampling_ratio {contents.sampling_ratio} and aligned "
+            f"{contents.aligned}; torchvision's detectors pool by 2 and False, so that it sees other features there"
+        )
+    return Exported(out, groups, left_out, fresh, notes, library.usage(out, contents))
 
 
 def _notes(contents: Contents, best: bool) -> list[str]:
@@ -91,6 +97,8 @@ def _notes(contents: Contents, best: bool) -> list[str]:
         notes.append("the run was without alignment: it has no FPN and no box head, the backbone is all there is")
     if contents.detector in ("retinanet", "fcos"):
         notes.append(f"a {contents.detector} has no P2 and no box head: of the FPN there is P3-P5")
-    if contents.own_box_head is not None:
+    elif contents.own_box_head is not None:
         notes.append(f"the box head is your own ({contents.own_box_head}): left out")
+    elif contents.has_fpn and "box head" in contents.lacking:
+        notes.append("the run has no box head as pretraining has it")
     return notes

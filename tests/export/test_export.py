@@ -439,6 +439,25 @@ def test_a_box_head_of_ones_own_is_left_out(tmp_path: Path) -> None:
     assert done.usage.endswith("# missing, so fresh: box head, RPN and predictors")
 
 
+def test_a_detector_of_ones_own_without_a_box_head_is_said_to_have_none(tmp_path: Path) -> None:
+    state = {name: value for name, value in encoder_state(SMALL).items() if not name.startswith("box_head.")}
+    told = metadata(architecture=SMALL.model_dump_json(), detector="mine.py:Thing")
+    save_weights(tmp_path / "run" / "weights.safetensors", state, told)
+    done = export_run(tmp_path / "run", "torchvision", tmp_path / "codo.pth")
+    assert done.notes == ["the run has no box head as pretraining has it"]
+    assert done.usage.endswith("# missing, so fresh: box head, RPN and predictors")
+
+
+@pytest.mark.parametrize(("ratio", "aligned"), [(2, False), (0, False), (2, True)])
+def test_pooling_other_than_torchvisions_is_said(ratio: int, aligned: bool, tmp_path: Path) -> None:
+    source = write_run(tmp_path / "run", roi=json.dumps({"sampling_ratio": ratio, "aligned": aligned}))
+    done = export_run(source, "torchvision", tmp_path / "codo.pth")
+    assert done.usage.endswith("# missing, so fresh: RPN and predictors")
+    said = [f"sampling_ratio {ratio} and aligned {aligned}" in note for note in done.notes]
+    assert said == ([] if (ratio, aligned) == (2, False) else [True])
+    assert export_run(source, "detectron2", tmp_path / "codo.pkl").notes == []  # its config has them
+
+
 @pytest.mark.parametrize("format", ["torchvision", "detectron2", "mmdetection"])
 def test_other_backbones_have_no_names_there(format: str, tmp_path: Path) -> None:
     for name in ("convnext_atto", "resnet10t"):  # a ResNet too, with another stem
