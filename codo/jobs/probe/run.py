@@ -22,6 +22,7 @@ from codo.jobs.probe.features import MEANING, Encoder
 from codo.jobs.probe.images import find_manifest, read_labels
 from codo.jobs.probe.measure import embed_bench, measure, measure_labels, settle_norms
 from codo.jobs.probe.sheet import draw_sheet
+from codo.runs.console import warn
 from codo.runs.files import check_place
 from codo.runs.hardware import Hardware, available_cores
 from codo.runs.record import RunFolder, finite
@@ -99,9 +100,7 @@ def probe(
         backgrounds_per_instance=backgrounds_per_instance,
         seed=seed,
     )
-    folder = images.folder
-    manifest = manifest or find_manifest(folder)
-    labels = read_labels(manifest, folder) if manifest is not None else {}
+    labels = _labels(manifest, images.folder)
     bench = Bench.build(images, side, seed)
     encoder.to(hardware.device)
     if run_folder is None:
@@ -168,6 +167,20 @@ def _encoder(run_folder: Path | None, config: PretrainConfig | None) -> tuple[Pr
     except RuntimeError as error:
         raise CodoError(f"{run_folder}: the weights are not those of its config.yaml: {error}") from error
     return config, encoder, run_folder.resolve().name
+
+
+def _labels(given: Path | None, folder: Path) -> dict[Path, str]:
+    """Read the labels of the images; a manifest that was found, not given, need not be one of theirs."""
+    manifest = given or find_manifest(folder)
+    if manifest is None:
+        return {}
+    try:
+        return read_labels(manifest, folder)
+    except CodoError as error:
+        if given is not None:
+            raise
+        warn(f"{error}; without labels there is no kNN accuracy")
+        return {}
 
 
 def _images_fingerprint(bench: Bench) -> str:

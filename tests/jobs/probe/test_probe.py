@@ -285,6 +285,17 @@ def test_labels_give_a_knn_accuracy_and_only_of_the_folders_files(finished, imag
     assert probe(finished, **FEW, manifest=manifest, knn_images=2)["settings"]["knn_images"] == 2
 
 
+def test_a_manifest_that_nobody_asked_for_need_not_be_one(finished, images, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    shutil.copytree(images / "foregrounds", folder)
+    (tmp_path / "manifest.csv").write_text("name,price\n1,2\n")
+    found = probe(finished, **FEW, foregrounds=folder)
+    assert found["settings"]["knn_images"] == 0
+    assert "manifest.csv: no column file and label; there must be" in capsys.readouterr().err
+    with pytest.raises(CodoError, match="no column file and label"):
+        probe(finished, **FEW, foregrounds=folder, manifest=tmp_path / "manifest.csv")
+
+
 def test_a_manifest_beside_the_images_is_found(tmp_path):
     (tmp_path / "images").mkdir()
     assert find_manifest(tmp_path / "images") is None
