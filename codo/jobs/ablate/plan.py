@@ -66,6 +66,11 @@ class Plan:
     notices: list[str] = field(default_factory=list)
     code: dict[tuple[Kind, tuple[str, ...]], dict[str, str]] = field(default_factory=dict)
 
+    def failures(self) -> dict[str, str]:
+        """Tell what went wrong with jobs in earlier sessions: name -> message."""
+        failed = {name: self.store.folder(name).failure for name in self.jobs}
+        return {name: failure["message"] for name, failure in failed.items() if failure is not None}
+
     def check_code(self) -> None:
         """Refuse to go on with other sources than those that the jobs are named by.
 

@@ -108,12 +108,11 @@ def ablate(
         try:
             tried = run_plan(scheduler, folder / "tuning", samples=False)
         except Interrupted:
-            write_results(folder, collect(plan, folder, {}, command))
+            write_untuned(plan, folder, command)
             raise
         if scheduler.broke_off:
-            results = collect(plan, folder, {}, command)
-            write_results(folder, results)
-            return AblateResult(folder, results, tried.failures)
+            write_untuned(plan, folder, command)
+            return AblateResult(folder, Results.read(folder / "results.json"), tried.failures)
         first.check_code()
         chosen, tuning, notices = tuned(loaded, tried.results)
         plan = make_plan(chosen, store, accept_code_change)
@@ -167,6 +166,14 @@ def forget_failures(plan: Plan) -> None:
     for name in plan.jobs:
         if not plan.store.folder(name).done:
             plan.store.folder(name).forget_failure()
+
+
+def write_untuned(plan: Plan, folder: Path, command: str) -> None:
+    """Write the results of rows whose trials are not done; those that an earlier session wrote stay."""
+    if (folder / "results.json").is_file():
+        warn(f"{folder} keeps the results that it had: the trials are not done")
+    else:
+        write_results(folder, collect(plan, folder, plan.failures(), command))
 
 
 def write_results(folder: Path, results: Results) -> None:

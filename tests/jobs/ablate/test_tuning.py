@@ -385,6 +385,28 @@ def test_stopped_or_broken_off_in_the_trials_the_grid_says_so(tuning_grid, tmp_p
     assert [cell.status for cell in found.results.cells] == ["missing", "missing"]
 
 
+def test_stopped_in_the_trials_a_report_of_before_stays_and_failures_are_told(tuning_grid, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    plan = plan_grid(tuning_grid, out)[1]
+    failed = plan.store.folder(plan.cells["random", "tuned", 0].transfer)
+    failed.write(plan.jobs[failed.name])
+    (failed.path / "failed.json").write_text(json.dumps({"message": "out of memory", "code": 1, "time": ""}))
+
+    def break_off(scheduler: Scheduler) -> None:
+        scheduler.broke_off = True
+
+    monkeypatch.setattr(Scheduler, "run", break_off)
+    found = ablate(tuning_grid, out, fail_fast=True).results
+    assert [(cell.status, cell.failure) for cell in found.cells] == [("missing", None), ("failed", "out of memory")]
+    finished = found.model_copy(update={"question": "of a finished grid"})
+    finished.write(out / "grid" / "results.json")
+    assert ablate(tuning_grid, out, fail_fast=True).results == finished
+    monkeypatch.setattr(Scheduler, "run", lambda scheduler: (_ for _ in ()).throw(Interrupted(signal.SIGTERM, "stop")))
+    with pytest.raises(Interrupted):
+        ablate(tuning_grid, out)
+    assert Results.read(out / "grid" / "results.json") == finished
+
+
 def test_one_executor_is_there_at_a_time(tuning_grid, tmp_path, monkeypatch):
     """Ray refuses a second one before the first has stopped."""
     finish(plan_grid(tuning_grid, tmp_path / "out")[0])
