@@ -96,7 +96,7 @@ def ablate(
         store = Store(out / "jobs")
         plan = make_plan(loaded, store, accept_code_change)  # as written: before its trials it is checked as a whole
         first = make_plan(trials, store, accept_code_change) if trials is not None else plan
-        runner = make_executor(executor, jobs, first, options)
+        runner = make_executor(executor, jobs, plan, options)  # whose jobs have as many threads as the trials, or more
         write_text(folder / "grid.yaml", path.read_text(encoding="utf-8"))
         command = go_on(path, out, jobs, executor, seeds, accept_code_change, keep_checkpoints, options)
         if retry_failed:

@@ -21,7 +21,7 @@ from codo.jobs.ablate.results import Cell, Results, Row
 from codo.jobs.ablate.run import ablate, plan_grid
 from codo.jobs.ablate.scheduler import Scheduler
 from codo.jobs.ablate.tuning import trials_of, tuned
-from tests.jobs.ablate.conftest import BASE
+from tests.jobs.ablate.conftest import BASE, TRANSFER
 from tests.jobs.ablate.test_collect import finish as leave
 from tests.jobs.ablate.test_grid import grid, refused
 
@@ -405,6 +405,16 @@ def test_stopped_in_the_trials_a_report_of_before_stays_and_failures_are_told(tu
     with pytest.raises(Interrupted):
         ablate(tuning_grid, out)
     assert Results.read(out / "grid" / "results.json") == finished
+
+
+def test_more_threads_than_the_cores_bear_are_refused_before_the_trials(write_grid, tmp_path, monkeypatch):
+    monkeypatch.setattr("codo.jobs.ablate.executors.local.available_cores", lambda: 2)
+    monkeypatch.setattr("codo.jobs.ablate.executors.local._gpus", list)
+    monkeypatch.setattr(Scheduler, "run", lambda scheduler: pytest.fail("trials are run"))
+    two = {"tuned": TRANSFER, "wide": TRANSFER | {"run": TRANSFER["run"] | {"threads": 2}}}
+    tune = {"field": "optim.lr", "factors": [0.1, 1.0], "seed": 5}
+    with pytest.raises(CodoError, match="--jobs 2: of 2 threads each exceed"):
+        ablate(write_grid(tune=tune, transfer=two), tmp_path / "out", jobs=2)
 
 
 def test_one_executor_is_there_at_a_time(tuning_grid, tmp_path, monkeypatch):
