@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from functools import reduce
+from operator import getitem
 from typing import Any
-
-from pydantic import BaseModel
 
 from codo.config.load import unknown_field
 from codo.config.pretrain import PretrainConfig
@@ -140,8 +139,8 @@ def _trials(grid: Grid, row: ResolvedRow, base: Base) -> list[_Trial]:
     for change in _changes(grid, row):
         changes = (*(row.plan.changes or ()), change)
         trial = base.resolve(replace(row.plan, changes=changes, factors={}, before=None))
-        value: Any = reduce(getattr, tune.field.split("."), trial.pretrain)  # as it is in force: 0.001, written 1e-3
-        value = tidy(value.model_dump(mode="json") if isinstance(value, BaseModel) else value)
+        tree: Any = trial.pretrain.model_dump(mode="json")  # as it is in force: 0.001, written 1e-3
+        value = tidy(reduce(getitem, tune.field.split("."), tree))
         name = f"{row.name}, {tune.field}={_told(value)}"
         found.append(_Trial(value, change, replace(trial, plan=replace(trial.plan, name=name))))
     values = [_told(trial.value) for trial in found]

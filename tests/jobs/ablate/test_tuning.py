@@ -206,6 +206,16 @@ def test_values_are_those_in_force_and_a_factor_of_one_leaves_what_is(tmp_path):
     ]
 
 
+def test_own_parts_are_tuned_too(tmp_path):
+    values = "[['own.py:A'], [{path: own.py:B, parameters: {x: 1}}]]"
+    body = f"axes:\n  image: {{loss.image: 0.5}}\ntune: {{field: augment, values: {values}, seed: 7}}\n"
+    trials = trials_of(grid(tmp_path, "ladder", body))
+    b = [{"path": "own.py:B", "parameters": {"x": 1}}]
+    assert trials.rows[1].name == f"baseline, augment={json.dumps(b)}"
+    _, tuning, _ = tuned(grid(tmp_path, "ladder", body), scored(trials, {trials.rows[1].name: 2.0}))
+    assert next(trial.value for trial in tuning.trials if trial.chosen) == b
+
+
 def test_a_row_in_which_nothing_reads_the_field_is_not_tuned(tmp_path):
     body = "axes:\n  none: {alignment: false}\ntune: {field: jitter.ratio, values: [0.1, 0.2], seed: 7}\n"
     found = grid(tmp_path, "ladder", body)
