@@ -15,6 +15,7 @@ import yaml
 
 import codo
 from codo.jobs.ablate.jobs import JobFolder
+from codo.runs.files import cannot_write
 from codo.runs.interrupt import StopRequest
 from codo.runs.lock import Held, Lock, held
 
@@ -45,8 +46,23 @@ def start(
         environment: variables of the process, besides this one's.
         processes: that share the job's batches.
         cwd: where it runs; None is here.
+
+    Raises:
+        CodoError: it cannot be started, e.g. on a full disk; the lock is let go.
     """
-    words = next_arguments(folder)
+    with lock:
+        words = next_arguments(folder)
+        try:
+            process = _started(folder, lock, words, environment, processes, cwd)
+        except OSError as error:
+            raise cannot_write(folder.path / "log.txt", error) from error
+        lock.note(process.pid)
+    return process
+
+
+def _started(
+    folder: JobFolder, lock: Lock, words: list[str], environment: Mapping[str, str], processes: int, cwd: Path | None
+) -> Popen[bytes]:
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     several = processes > 1 and folder.kind != "probe"
     command = [sys.executable, "-m", *(torchrun if several else []), "codo.cli", *words]
@@ -57,7 +73,7 @@ def start(
     with open(folder.path / "log.txt", "ab") as log:
         log.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} codo {' '.join(words)}\n".encode())
         log.flush()
-        process = Popen(
+        return Popen(
             command,
             stdin=DEVNULL,
             stdout=log,
@@ -67,9 +83,6 @@ def start(
             pass_fds=[lock.descriptor],
             start_new_session=True,  # Ctrl-C is for `codo ablate`, which tells the job
         )
-    lock.note(process.pid)
-    lock.leave()
-    return process
 
 
 def _moved(folder: JobFolder) -> list[str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import subprocess
@@ -275,6 +276,18 @@ class Sleeper:
 
     def poll(self) -> int | None:
         return self.returncode
+
+
+@pytest.mark.parametrize("full", ["open", "Popen"])
+def test_a_full_disk_is_one_line_and_the_job_is_let_go(plan, monkeypatch, full):
+    def refuse(*given, **more):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(f"codo.jobs.ablate.work.{full}", refuse, raising=False)
+    job = next(iter(plan.jobs))
+    with pytest.raises(CodoError, match=rf"cannot write .*{job}/log.txt: No space left on device; free some"):
+        LocalExecutor(1, 1).submit([Task(plan.store.folder(job))])
+    Lock(plan.store.folder(job).path).leave()
 
 
 def test_the_cores_are_divided_among_the_jobs(plan, monkeypatch):
