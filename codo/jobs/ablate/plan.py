@@ -233,13 +233,13 @@ class _Planner:
             return self.plan.jobs[job.name]
         if not store.folder(job.name).done:
             for record in store.similar(job):
+                if not store.folder(record["name"]).done:
+                    continue
                 if record["data"] != job.data:
                     if record["where"] != job.where:
                         continue  # of another data set, not of one that changed
                     self._old_data[job.kind] += 1
                     break
-                if not store.folder(record["name"]).done:
-                    continue
                 changed = changed_files(record["files"], job.files)
                 if self.accept and record["needs"] == job.needs:
                     self._accepted[job.kind] += 1

@@ -160,6 +160,17 @@ def test_changed_code_is_noticed_and_said(planned, monkeypatch):
     assert "4 pretrain jobs are those of another version of the code" in accepted.notices[0]
 
 
+def test_jobs_that_never_ran_are_not_run_again(planned, squares, images, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(squares, copy)
+    keys = {"data": {"foregrounds": str(images / "foregrounds"), "backgrounds": str(copy)}}
+    before = planned(**keys)
+    for name, job in before.jobs.items():
+        before.store.folder(name).write(job)
+    shutil.copy(copy / "images" / "train_0.png", copy / "images" / "train_1.png")
+    assert planned(**keys).notices == []
+
+
 def test_a_changed_data_set_is_noticed_and_said(planned, squares, images, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(squares, copy)
