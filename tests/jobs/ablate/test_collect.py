@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from codo.errors import CodoError
 from codo.jobs.ablate.collect import collect, draw_samples
 from codo.jobs.ablate.jobs import JobFolder, Store
 from codo.jobs.ablate.places import without_places
@@ -117,6 +118,15 @@ def test_a_probe_that_failed_is_told(plan, tmp_path):
     transfer = jobs_of(plan, "transfer")[0]
     transfer.result.unlink()
     assert gather(plan, {transfer.name: "broken"}).cells[0].failure == "broken"
+
+
+@pytest.mark.parametrize(("kind", "key"), [("pretrain", "fingerprint"), ("probe", "probes"), ("transfer", "metrics")])
+def test_a_damaged_result_is_told_in_a_line(plan, kind, key):
+    result = jobs_of(plan, kind)[0].result
+    for content, said in (("{}", f'it lacks "{key}"'), ('{"a', "Unterminated string.*")):
+        result.write_text(content)
+        with pytest.raises(CodoError, match=rf"^cannot read {result}: {said}$"):
+            gather(plan)
 
 
 def test_what_the_probes_looked_at_is_told_where_it_matters(plan, tmp_path):

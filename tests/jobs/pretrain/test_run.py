@@ -146,6 +146,11 @@ def test_resume_refuses_what_would_not_be_the_same_run(finished, tiny, tmp_path,
     (out / "checkpoint.pt").write_bytes((finished.path / "checkpoint.pt").read_bytes()[:1000])
     with pytest.raises(CodoError, match="cannot read the checkpoint"):
         resume(out)
+    then = json.loads((out / "environment.json").read_text())
+    for key in ("parts", "processes", "extended"):
+        (out / "environment.json").write_text(json.dumps({name: then[name] for name in then if name != key}))
+        with pytest.raises(CodoError, match=rf'environment\.json: it lacks "{key}"$'):
+            resume(out)
 
 
 def test_a_finished_run_goes_on_with_more_epochs_and_says_that_it_is_another(finished, tiny, tmp_path, capsys):
