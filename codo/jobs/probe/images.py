@@ -89,7 +89,8 @@ def choose_images(
         name, scenes = f"{backgrounds.name}, validation images", validation
     else:
         name, scenes = backgrounds.name, list_images(backgrounds)
-    unpasted = pasted is not None and covered.isdisjoint(map(_identity, scenes))
+    seen = known | covered  # a foreground may be pasted on, and be among the scenes here
+    held_out = None not in (trained, pasted) and seen.isdisjoint(map(_identity, (*candidates, *scenes)))
     scenes = [scenes[i] for i in generator("probe backgrounds", seed).permutation(len(scenes))]
     return ProbeImages(
         foregrounds,
@@ -97,7 +98,7 @@ def choose_images(
         _number(instances, INSTANCES, len(candidates), "--instances", "foregrounds"),
         scenes,
         _number(backgrounds_per_instance, BACKGROUNDS, len(scenes), "--backgrounds-per-instance", "backgrounds"),
-        fresh and unpasted,
+        held_out,
         {"foregrounds": foregrounds.name + (", not trained on" if fresh else ""), "backgrounds": name},
     )
 

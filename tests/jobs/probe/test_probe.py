@@ -77,7 +77,10 @@ def test_foregrounds_are_held_out_where_enough_remain(images, tiny):
     assert len(few.foregrounds) == 4
     assert not set(few.foregrounds) & run
     assert not few.held_out  # the backgrounds are those that it pasted on: a plain folder
-    assert probe_images(tiny(**{"data.limit": 8, "background": False}), instances=4).held_out
+    for fields in ({"background": False}, {"paste.source": "self"}):
+        bare = tiny(**{"data.limit": 8, **fields})
+        assert probe_images(bare, instances=4).held_out
+        assert not probe_images(bare, backgrounds=images / "foregrounds", instances=4).held_out  # it trained on them
     assert len(probe_images(config, instances=5).foregrounds) == 12  # not enough: all
     assert not probe_images(tiny(background=False)).held_out
 
