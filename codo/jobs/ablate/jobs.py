@@ -17,9 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel
+import yaml
+from pydantic import BaseModel, ValidationError
 
 from codo.config.load import DATA_PATHS, dump_yaml
+from codo.config.pretrain import PretrainConfig
+from codo.config.transfer import TransferConfig
 from codo.runs.files import write_json, write_text
 from codo.runs.record import read_json
 
@@ -75,12 +78,15 @@ def digest(*parts: Any) -> str:
 
 def config_hash(config: BaseModel, *parts: str) -> str:
     """Hash what of a config decides what is written: all but paths, which the data's hash stands for."""
-    tree = config.model_dump(mode="json")
+    return _tree_hash(type(config), config.model_dump(mode="json"), *parts)
+
+
+def _tree_hash(kind: type[BaseModel], tree: dict[str, Any], *parts: str) -> str:
     probing = {"probe_every": tree["run"]["probe_every"]} if tree["run"].get("probe_every") else {}
-    tree["run"] = {name: tree["run"].get(name) for name in BITS} | probing
-    tree["data"] = {name: value for name, value in tree["data"].items() if name not in DATA_PATHS}
-    tree.pop("weights", None)
-    return digest(type(config).__name__, tree, *parts)
+    kept = {name: value for name, value in tree.items() if name != "weights"}
+    kept["run"] = {name: tree["run"].get(name) for name in BITS} | probing
+    kept["data"] = {name: value for name, value in tree["data"].items() if name not in DATA_PATHS}
+    return digest(kind.__name__, kept, *parts)
 
 
 class Store:
@@ -89,16 +95,63 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._records: dict[Kind, list[dict[str, Any]]] = {}
+        self._today: dict[tuple[str, tuple[str, ...]], set[str]] = {}
 
     def folder(self, name: str) -> JobFolder:
         """Name a job's folder, which may not exist."""
         return JobFolder(self.path / name)
 
-    def similar(self, job: Job) -> Iterator[dict[str, Any]]:
-        """List what job.json says of the jobs that differ from `job` in code or data alone."""
+    def similar(self, job: Job, *parts: str) -> Iterator[dict[str, Any]]:
+        """List what job.json says of the jobs that differ from `job` in code or data alone.
+
+        Args:
+            job: to compare with.
+            parts: of its config's hash, besides the config.
+        """
         for record in self.records(job.kind):
-            if record["config"] == job.config and record["name"] != job.name:
+            if record["name"] == job.name:
+                continue
+            if record["config"] == job.config or (
+                record["seed"] == job.seed
+                and _schema(record["files"]) != _schema(job.files)
+                and job.config in self._as_today(record, parts)
+            ):
                 yield record
+
+    def _as_today(self, record: dict[str, Any], parts: tuple[str, ...]) -> set[str]:
+        """Hash the config of a job as today's classes read it, which fill in what it has no field of.
+
+        Returns:
+            Hashes with that of its pretraining as it was and as it would be today; none where it is of other `parts`.
+        """
+        key = (record["name"], parts)
+        if key not in self._today:
+            self._today[key] = set(self._hashes_today(record, parts))
+        return self._today[key]
+
+    def _hashes_today(self, record: dict[str, Any], parts: tuple[str, ...]) -> Iterator[str]:
+        then, now = self._own_hashes(record, parts)
+        if record["needs"] is None and then == record["config"]:
+            yield now
+        for parent in self.records("pretrain"):
+            if parent["name"] == record["needs"] and digest(then, parent["config"]) == record["config"]:
+                yield from (digest(now, config) for config in {parent["config"], *self._as_today(parent, parts)})
+
+    def _own_hashes(self, record: dict[str, Any], parts: tuple[str, ...]) -> tuple[str, str]:
+        """Hash a job's own config as it was and as it would be today; nothing where today's class refuses it."""
+        probe, file = record["kind"] == "probe", self.path / record["name"] / "config.yaml"
+        found: list[str | None] = [None, None]
+        if file.is_file():
+            kind: type[BaseModel] = TransferConfig if record["kind"] == "transfer" else PretrainConfig
+            tree, more = yaml.safe_load(file.read_text(encoding="utf-8")), () if probe else parts
+            try:
+                found = [_tree_hash(kind, tree, *more), config_hash(kind.model_validate(tree), *more)]
+            except (ValidationError, LookupError, TypeError):
+                return "", ""
+        if probe:
+            start = record["words"].index("--canvas")
+            found = [digest("probe", record["words"][start : start + 6], own) for own in found]
+        return found[0] or "", found[1] or ""
 
     def records(self, kind: Kind) -> list[dict[str, Any]]:
         """Read job.json of all jobs of a kind, the latest first."""
@@ -106,6 +159,10 @@ class Store:
             files = sorted(self.path.glob(f"{kind}-*/job.json"), key=lambda f: f.stat().st_mtime, reverse=True)
             self._records[kind] = [json.loads(file.read_text(encoding="utf-8")) for file in files]
         return self._records[kind]
+
+
+def _schema(files: dict[str, str]) -> dict[str, str]:
+    return {name: hashed for name, hashed in files.items() if name.startswith("config/")}
 
 
 @dataclass(frozen=True)

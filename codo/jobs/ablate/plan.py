@@ -79,9 +79,8 @@ class Plan:
         """
         changed = {name for of, files in self.code.items() for name in changed_files(files, code_files(*of))}
         if changed:
-            raise CodoError(
-                f"codo/ changed since the plan ({told_files(sorted(changed))}); the same command goes on with the new code"
-            )
+            told = told_files(sorted(changed))
+            raise CodoError(f"codo/ changed since the plan ({told}); the same command goes on with the new code")
 
     def remaining(self) -> list[Job]:
         """List the jobs that are not done."""
@@ -193,8 +192,11 @@ class _Planner:
 
     def _config_hash(self, config: PretrainConfig | TransferConfig) -> str:
         """Hash a config, and how many processes share its batches: their batch norms, for one, see other images."""
+        return config_hash(config, *self._parts())
+
+    def _parts(self) -> list[str]:
         processes = self.plan.grid.file.processes
-        return config_hash(config, *([f"processes {processes}"] if processes > 1 else []))
+        return [f"processes {processes}"] if processes > 1 else []
 
     def _after(
         self,
@@ -232,7 +234,7 @@ class _Planner:
         if job.name in self.plan.jobs:
             return self.plan.jobs[job.name]
         if not store.folder(job.name).done:
-            for record in store.similar(job):
+            for record in store.similar(job, *self._parts()):
                 if not store.folder(record["name"]).done:
                     continue
                 if record["data"] != job.data:
@@ -243,7 +245,7 @@ class _Planner:
                 changed = changed_files(record["files"], job.files)
                 if self.accept and record["needs"] == job.needs:
                     self._accepted[job.kind] += 1
-                    job = replace(job, code=record["code"], files=record["files"])
+                    job = replace(job, config=record["config"], code=record["code"], files=record["files"])
                     break
                 self._old_code[job.kind] = sorted({*self._old_code.get(job.kind, []), *changed})
                 break

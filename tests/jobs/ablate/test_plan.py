@@ -6,12 +6,14 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import yaml
 from webdataset import ShardWriter
 
 from codo.errors import CodoError
+from codo.jobs.ablate import jobs as jobs_module
 from codo.jobs.ablate import plan as planning
 from codo.jobs.ablate.code_version import changed_files, code_files, source_hash
-from codo.jobs.ablate.jobs import Store, config_hash
+from codo.jobs.ablate.jobs import Store, _tree_hash, config_hash
 from codo.jobs.ablate.plan import CellKey, make_plan
 from codo.jobs.ablate.resolve import load_grid
 from codo.jobs.ablate.work import next_arguments
@@ -169,6 +171,33 @@ def test_jobs_that_never_ran_are_not_run_again(planned, squares, images, tmp_pat
         before.store.folder(name).write(job)
     shutil.copy(copy / "images" / "train_0.png", copy / "images" / "train_1.png")
     assert planned(**keys).notices == []
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_jobs_from_before_a_field_with_a_default_are_noticed_and_can_be_kept(planned, monkeypatch, processes):
+    keys = {"probes": True, "include_none": True, "processes": processes}
+    real = code_files
+
+    def fewer_fields(config):
+        tree = config.model_dump(mode="json")
+        del tree["optim"]["accumulate"]
+        return tree
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr(planning, "config_hash", lambda c, *parts: _tree_hash(type(c), fewer_fields(c), *parts))
+        earlier.setattr(jobs_module, "dump_yaml", lambda config: yaml.safe_dump(fewer_fields(config)))
+        earlier.setattr(planning, "code_files", lambda *of: real(*of) | {"config/sections.py": "0"})
+        before = planned(**keys)
+        finish(before)
+    after = planned(**keys)
+    assert not set(after.jobs) & set(before.jobs)
+    for kind in ("pretrain", "transfer", "probe"):
+        assert any(notice.startswith(f"finished {kind} jobs are run again") for notice in after.notices)
+    assert "codo/ changed since (config/sections.py)" in after.notices[0]
+    accepted = planned(accept=True, **keys)
+    assert set(accepted.jobs) == set(before.jobs)
+    assert accepted.remaining() == []
+    assert planned(accept=True, **keys | {"processes": 3 - processes}).remaining(), "other jobs"
 
 
 def test_a_changed_data_set_is_noticed_and_said(planned, squares, images, tmp_path):
