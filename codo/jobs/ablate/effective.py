@@ -32,6 +32,14 @@ def inert(config: PretrainConfig) -> Iterator[tuple[str, str]]:
     if jitter.mode != "ratio" or jitter.custom is not None:
         for name in ("ratio", "p", "min_iou"):
             yield f"jitter.{name}", "jitter.mode is not ratio"
+    elif jitter.p == 0:
+        for name in ("ratio", "min_iou"):
+            yield f"jitter.{name}", "jitter.p is 0"
+    if config.colour.p == 0:
+        for name in ("brightness", "contrast", "saturation", "hue"):
+            yield f"colour.{name}", "colour.p is 0"
+    if config.colour.blur_p == 0:
+        yield "colour.blur_sigma", "colour.blur_p is 0"
     if config.background and config.paste.source != "mix":
         yield "paste.mix_probability", "paste.source is not mix"
     if "level" not in config.loss_weights and not config.loss.custom:
@@ -51,7 +59,7 @@ def inert(config: PretrainConfig) -> Iterator[tuple[str, str]]:
 
 
 def effective(config: PretrainConfig) -> dict[str, Any]:
-    """Flatten a config to the fields in force, weights of losses resolved; without `run`.
+    """Flatten a config to the fields in force, what is unset resolved; without `run`.
 
     Example:
         >>> off = PretrainConfig(background=False)
@@ -61,6 +69,10 @@ def effective(config: PretrainConfig) -> dict[str, Any]:
     fields = dict(flatten(config.model_dump(mode="json", exclude={"run"})))
     for name in ("image", "instance", "level"):
         fields[f"loss.{name}"] = config.loss_weights.get(name, 0.0)
+    fields["loss.level_weights"] = list(config.level_weights)
+    fields["model.roi_canonical_size"] = config.roi_canonical_size
+    if config.model.key_momentum_end is None:
+        fields["model.key_momentum_end"] = config.model.key_momentum
     if not config.uses_backgrounds:
         fields.pop("data.backgrounds", None)
     unread = [name for name, _ in inert(config)]
@@ -68,15 +80,14 @@ def effective(config: PretrainConfig) -> dict[str, Any]:
 
 
 def effective_transfer(config: TransferConfig, pretrain: PretrainConfig) -> dict[str, Any]:
-    """Dump a transfer's config, loading of its parts those that the pretrained encoder has; without `run`.
+    """Dump a transfer's config, loading those parts, in any order, that the pretrained encoder has; without `run`.
 
     Example:
         >>> effective_transfer(TransferConfig(), PretrainConfig(alignment=False, hierarchy=False))["load"]
         ['backbone']
     """
     tree = config.model_dump(mode="json", exclude={"run"})
-    if not pretrain.alignment:
-        tree["load"] = [group for group in tree["load"] if group == "backbone"]
+    tree["load"] = sorted(group for group in tree["load"] if pretrain.alignment or group == "backbone")
     return tree
 
 

@@ -259,8 +259,8 @@ def check_differences(rows: list[ResolvedRow], yaml: LinedYaml) -> None:
         before = by_name.get(row.plan.before or "")
         if before is not None and told == what_differs(before):
             fields = list(differences(before.pretrain, row.pretrain))
-            why = why_inert(fields, before.pretrain, row.pretrain) if fields else "these are the values already"
-            if not fields and any(t.load != before.transfers[name].load for name, t in row.transfers.items()):
+            why = why_inert(fields, before.pretrain, row.pretrain) or "these are the values already"
+            if not fields and any(set(t.load) != set(before.transfers[n].load) for n, t in row.transfers.items()):
                 why = "alignment is off: the backbone is all that is pretrained"
             raise yaml.error(row.plan.keys, f"changes nothing against {before.name!r}: {why}")
         if told in seen:

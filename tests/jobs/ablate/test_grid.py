@@ -265,6 +265,17 @@ def test_equal_epochs(base, views, epochs):
             "axes:\n  a: {alignment: false}\n  b: {model.projector_hidden: 50}\n",
             ":9: axes.b: changes nothing against 'a': alignment is off: there is no box head",
         ),
+        ("ladder", "axes:\n  b: {loss.level_weights: [1, 1, 1, 1]}\n", "'baseline': these are the values already"),
+        ("ladder", "axes:\n  a: {canvas: 128}\n  b: {model.roi_canonical_size: 112}\n", "these are the values already"),
+        ("ladder", "axes:\n  b: {model.key_momentum_end: 0.99}\n", "'baseline': these are the values already"),
+        (
+            "ladder",
+            "axes:\n  a: {transfer.load: [backbone, fpn]}\n  b: {transfer.load: [fpn, backbone]}\n",
+            ":9: axes.b: changes nothing against 'a': these are the values already",
+        ),
+        ("ladder", "axes:\n  a: {colour.p: 0}\n  b: {colour.hue: 0.3}\n", "against 'a': colour.p is 0"),
+        ("ladder", "axes:\n  a: {colour.blur_p: 0}\n  b: {colour.blur_sigma: [1, 2]}\n", "'a': colour.blur_p is 0"),
+        ("ladder", "axes:\n  a: {jitter.p: 0}\n  b: {jitter.ratio: 0.3}\n", "against 'a': jitter.p is 0"),
         (
             "ladder",
             "axes:\n  a: {optim.name: adamw, optim.lr: 0.001}\n  b: {optim.nesterov: false}\n",
