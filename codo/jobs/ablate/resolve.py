@@ -33,8 +33,8 @@ from codo.jobs.transfer.settings import compose
 PRETRAINED = "pretrained"
 """Stands for the weights of the row's own pretraining, in a transfer's config."""
 
-BUDGETED = ("optim.epochs", "data.limit", "data.foregrounds")
-"""Fields that say how many composites there are."""
+BUDGETED = ("optim.epochs", "optim.batch_size", "data.limit", "data.foregrounds")
+"""Fields that say how many composites there are: an epoch leaves out what does not fill a batch."""
 
 
 @dataclass(frozen=True)

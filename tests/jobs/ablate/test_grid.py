@@ -219,6 +219,7 @@ def test_equal_epochs(base, views, epochs):
             ":9: reference: no row is called 'ful'; did you mean 'full'?",
         ),
         ("one_at_a_time", "axes:\n  long: {optim.epochs: 9}\n", ":8: axes.long.optim.epochs: optim.epochs is not free"),
+        ("one_at_a_time", "axes:\n  b: {optim.batch_size: 8}\n", ":8: axes.b.optim.batch_size: optim.batch_size is"),
         ("one_at_a_time", "axes:\n  few: {data.limit: 9}\n", ":8: axes.few.data.limit: data.limit is not free"),
         ("one_at_a_time", "axes:\n  b: {data.backgrounds: 3}\n", ":8: axes.b.data.backgrounds: a path is expected"),
         ("one_at_a_time", "axes:\n  seed: 3\n", ":8: axes.seed: seed cannot vary"),

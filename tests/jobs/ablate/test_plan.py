@@ -254,7 +254,7 @@ def test_data_that_is_missing_is_refused_with_its_line(planned, images, squares,
     with pytest.raises(CodoError, match=r"grid.yaml:\d+: transfer.tuned.data: .*nowhere"):
         planned(transfer={"tuned": TRANSFER | {"data": {"root": str(tmp_path / "nowhere")}}})
     with pytest.raises(CodoError, match=r"grid.yaml:\d+: .*: 12 images do not fill one batch of 16"):
-        planned(axes={"big": {"optim.batch_size": 16}})
+        planned(axes={"big": {"optim.batch_size": 16}}, budget="epochs")
 
 
 def test_backbones_and_parts_that_there_are_not_are_refused_with_their_line(planned, tmp_path):
