@@ -12,6 +12,8 @@ from codo.errors import nearest
 from codo.jobs.ablate.lines import LinedYaml, dotted
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=80, strip_whitespace=True)]
+Protocol = Annotated[str, StringConstraints(min_length=1, max_length=80)]
+"""As it is written: blanks stripped, two could become one."""
 Design = Literal["one_at_a_time", "ladder", "factorial", "rows"]
 
 
@@ -68,7 +70,7 @@ class GridFile(Section):
     """What is equal in all rows: images composed (more views mean fewer epochs), or epochs."""
     tune: Tune | None = None
     """A field that is tuned for each row."""
-    transfer: dict[Name, dict[str, Any]] = Field(min_length=1)
+    transfer: dict[Protocol, dict[str, Any]] = Field(min_length=1)
     """Name of a protocol -> `preset` and fields of TransferConfig."""
     probes: bool | tuple[str, ...] = False
     """Label-free probes of every pretraining: all, none, or some by name."""

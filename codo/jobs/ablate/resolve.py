@@ -26,6 +26,7 @@ from codo.jobs.ablate.rows import (
     check_error,
     reference_of,
     refuse_reserved,
+    refuse_twice,
     rows_of,
 )
 from codo.jobs.transfer.settings import compose
@@ -173,6 +174,7 @@ class Base:
         if isinstance(tree.get("data"), str):
             short.append(Change("data.root", tree.pop("data"), (*keys, "data")))
         changes = [*changes_of(tree, keys, yaml, TransferConfig), *short]
+        refuse_twice(changes, yaml)
         for change in changes:
             refuse_reserved(change, yaml, ("weights", "seed", "architecture"))
         paths = [f"data.{name}" for name in DATA_PATHS]

@@ -72,7 +72,7 @@ def changes_of(
     """List the fields that a mapping sets, written nested or dotted.
 
     Raises:
-        CodoError: no such field; with what was meant, and the line.
+        CodoError: no such field, with what was meant; or one twice; and the line.
     """
     found: list[Change] = []
     for key, value in tree.items():
@@ -86,7 +86,18 @@ def changes_of(
             found += changes_of(value, here, yaml, kind, f"{name}.")
         else:
             found.append(Change(name, value, here))
+    refuse_twice(found, yaml)
     return found
+
+
+def refuse_twice(changes: Sequence[Change], yaml: LinedYaml) -> None:
+    """Refuse a field that stands there twice, e.g. nested and dotted, of which one would be lost."""
+    seen: dict[str, int] = {}
+    for change in sorted(changes, key=lambda change: yaml.line(*change.keys)):
+        line = yaml.line(*change.keys)
+        if change.field in seen:
+            raise yaml.error(change.keys, f"{change.field} stands here twice, first in line {seen[change.field]}")
+        seen[change.field] = line
 
 
 def section_of(kind: Any, name: str) -> Any:
@@ -110,6 +121,7 @@ def row_changes(tree: dict[str, Any], keys: tuple[str | int, ...], yaml: LinedYa
             of_transfer += [Change(c.field, c.value, (*keys, key)) for c in one]
         else:
             own[key] = value
+    refuse_twice(of_transfer, yaml)
     for change in of_transfer:
         refuse_reserved(change, yaml, ("weights", "seed", "run", "architecture"))
     changes = changes_of(own, keys, yaml, PretrainConfig)

@@ -222,6 +222,16 @@ def test_equal_epochs(base, views, epochs):
         ("one_at_a_time", "axes:\n  b: {optim.batch_size: 8}\n", ":8: axes.b.optim.batch_size: optim.batch_size is"),
         ("one_at_a_time", "axes:\n  few: {data.limit: 9}\n", ":8: axes.few.data.limit: data.limit is not free"),
         ("one_at_a_time", "axes:\n  b: {data.backgrounds: 3}\n", ":8: axes.b.data.backgrounds: a path is expected"),
+        (
+            "one_at_a_time",
+            "axes:\n  a:\n    jitter.ratio: 0.3\n    jitter: {ratio: 0.1}\n",
+            ":10: axes.a.jitter.ratio: jitter.ratio stands here twice, first in line 9",
+        ),
+        (
+            "one_at_a_time",
+            "axes:\n  a:\n    transfer: {norm: bn}\n    transfer.norm: frozen_bn\n",
+            ":10: axes.a.transfer.norm: norm stands here twice, first in line 9",
+        ),
         ("one_at_a_time", "axes:\n  seed: 3\n", ":8: axes.seed: seed cannot vary"),
         ("one_at_a_time", "axes:\n  p: {run.precision: bf16}\n", "a row has the machine of all the others"),
         ("one_at_a_time", "axes:\n  t: {transfer.detectr: fcos}\n", "did you mean detector?"),
@@ -296,6 +306,7 @@ def test_a_refusal_of_the_base_or_a_protocol_names_its_line(tmp_path):
         ("codo-small", "codo-smal", ":3: base.preset: no preset 'codo-smal'"),
         ("fraction: 0.5", "fraction: 5", ":6: transfer.tuned.fraction: data.fraction = 5"),
         ("fraction: 0.5", "fractoin: 5", ":6: transfer.tuned.fractoin: there is no field"),
+        ("fraction: 0.5", "fraction: 0.5, data.fraction: 0.4", ":6: transfer.tuned.fraction: data.fraction stands"),
         ("fraction: 0.5", "weights: x", ":6: transfer.tuned.weights: weights cannot vary"),
         ("seeds: [0, 1]", "seeds: [1, 1]", ":4: seeds: each once"),
         ("preset: codo-small", "config: 3", ":3: base.config: a path is expected, not 3"),
@@ -313,6 +324,12 @@ def test_a_refusal_of_the_base_or_a_protocol_names_its_line(tmp_path):
         with pytest.raises(CodoError) as raised:
             load_grid(path)
         assert str(path) + said in str(raised.value)
+
+
+def test_transfers_whose_names_differ_by_a_blank_are_two(tmp_path):
+    text = HEAD.format(design="ladder") + "  'tuned ': {epochs: 2}\naxes:\n  views: 2\n"
+    (tmp_path / "grid.yaml").write_text(text)
+    assert list(load_grid(tmp_path / "grid.yaml").file.transfer) == ["tuned", "tuned "]
 
 
 def test_seeds_may_be_given(tmp_path):
