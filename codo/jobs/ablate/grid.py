@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from codo.config.sections import Section
-from codo.errors import nearest
+from codo.errors import CodoError, nearest
 from codo.jobs.ablate.lines import LinedYaml, dotted
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=80, strip_whitespace=True)]
@@ -92,6 +92,19 @@ class GridFile(Section):
         if self.tune is not None and self.tune.protocol not in (None, *self.transfer):
             raise ValueError(f"tune: no transfer is called {self.tune.protocol!r}")
         return self
+
+
+def with_seeds(grid: GridFile, seeds: tuple[int, ...]) -> GridFile:
+    """Put seeds in place of a grid's own.
+
+    Raises:
+        CodoError: none, one twice, or one below 0.
+    """
+    try:
+        return GridFile.model_validate({**dict(grid), "seeds": seeds})
+    except ValidationError as error:
+        message = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, seeds: ")
+        raise CodoError(f"seeds {list(seeds)}: {message[0].lower()}{message[1:]}") from None
 
 
 def read_grid(file: Path) -> tuple[GridFile, LinedYaml]:

@@ -16,7 +16,7 @@ from codo.config.transfer import TransferConfig
 from codo.data.shards import is_shards
 from codo.errors import CodoError
 from codo.jobs.ablate.effective import effective, effective_transfer, why_inert
-from codo.jobs.ablate.grid import GridFile, read_grid
+from codo.jobs.ablate.grid import GridFile, read_grid, with_seeds
 from codo.jobs.ablate.lines import Keys, LinedYaml
 from codo.jobs.ablate.rows import (
     SHORT,
@@ -95,11 +95,11 @@ def load_grid(path: Path, seeds: tuple[int, ...] | None = None) -> Grid:
         seeds: in place of the grid's own.
 
     Raises:
-        CodoError: in one line that names the line of the YAML.
+        CodoError: in one line that names the line of the YAML, or the seeds.
     """
     file, yaml = read_grid(path)
-    if seeds:
-        file = file.model_copy(update={"seeds": seeds})
+    if seeds is not None:
+        file = with_seeds(file, seeds)
     plans = rows_of(file, yaml)
     reference = reference_of(file, plans, yaml)
     base = Base(file, yaml)

@@ -88,7 +88,7 @@ def ablate(
     path, out = Path(grid), Path(out) if out is not None else DEFAULT_OUT
     if executor not in EXECUTORS:
         raise CodoError(f"--executor {executor}: one of {', '.join(EXECUTORS)}")
-    loaded = load_grid(path, tuple(seeds) if seeds else None)
+    loaded = load_grid(path, tuple(seeds) if seeds is not None else None)
     trials = trials_of(loaded) if loaded.file.tune is not None else None
     folder = out / path.stem
     with Lock(out):
@@ -211,7 +211,7 @@ def plan_grid(
     Returns:
         The plan of the trials, where something is tuned, and that of the rows: tuned if all trials are done.
     """
-    loaded = load_grid(Path(grid), tuple(seeds) if seeds else None)
+    loaded = load_grid(Path(grid), tuple(seeds) if seeds is not None else None)
     out = Path(out) if out is not None else DEFAULT_OUT
     store = Store(out / "jobs")
     if loaded.file.tune is None:

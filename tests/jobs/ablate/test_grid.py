@@ -335,6 +335,13 @@ def test_transfers_whose_names_differ_by_a_blank_are_two(tmp_path):
 def test_seeds_may_be_given(tmp_path):
     (tmp_path / "grid.yaml").write_text(HEAD.format(design="ladder") + "axes:\n  views: 2\n")
     assert load_grid(tmp_path / "grid.yaml", seeds=(7,)).file.seeds == (7,)
+    for seeds, said in (
+        ((-1,), r"seeds \[-1\]: input should be greater than or equal to 0"),
+        ((0, 0, 1), r"seeds \[0, 0, 1\]: each once"),
+        ((), r"seeds \[\]: tuple should have at least 1 item"),
+    ):
+        with pytest.raises(CodoError, match=said):
+            load_grid(tmp_path / "grid.yaml", seeds=seeds)
 
 
 GRIDS = sorted((REPOSITORY / "experiments").glob("*/*.yaml"))
