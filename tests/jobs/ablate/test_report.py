@@ -17,6 +17,7 @@ from codo.errors import CodoError
 from codo.jobs.ablate.analysis import analyse
 from codo.jobs.ablate.report import FILES, terminal_table, write_report
 from codo.jobs.ablate.report.figures import draw
+from codo.jobs.ablate.report.picture import short_label
 from codo.jobs.ablate.report.probes import HEADLINE
 from codo.jobs.ablate.report.tables import cells_csv, comparisons_csv, latex, latex_escape, markdown
 from codo.jobs.ablate.report.words import design_note, sentence
@@ -295,6 +296,12 @@ def test_the_legend_stays_on_the_paper(name):
             box, paper = legend.get_window_extent(), picture.figure.bbox
             assert paper.x0 <= box.x0 < box.x1 <= paper.x1, picture.name
             assert paper.y0 <= box.y0, picture.name
+
+
+def test_labels_of_a_rows_trials_are_told_apart():
+    trials = [short_label(f"background + alignment + hierarchy, optim.lr={lr}") for lr in (0.01, 0.03)]
+    assert trials == ["background + ali…y, optim.lr=0.01", "background + ali…y, optim.lr=0.03"]
+    assert short_label("x" * 34) == "x" * 34
 
 
 def test_odd_names_draw(tmp_path):

@@ -124,8 +124,11 @@ def add_legend(figure: Figure, drawn: list[Any]) -> None:
 
 
 def short_label(text: str, count: str = "") -> str:
-    """Shorten a label, and add the seeds; matplotlib hides those that begin with an underscore."""
-    text = (text if len(text) <= 34 else f"{text[:32]}…") + (f" ({count})" if count else "")
+    """Shorten a label in its middle, and add the seeds; matplotlib hides those that begin with an underscore.
+
+    Rows are told apart by how they begin, trials of a row by how they end.
+    """
+    text = (text if len(text) <= 34 else f"{text[:16]}…{text[-16:]}") + (f" ({count})" if count else "")
     return f" {text}" if text.startswith("_") else text
 
 
