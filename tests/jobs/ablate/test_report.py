@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,7 +18,7 @@ from codo.errors import CodoError
 from codo.jobs.ablate.analysis import analyse
 from codo.jobs.ablate.report import FILES, terminal_table, write_report
 from codo.jobs.ablate.report.figures import draw
-from codo.jobs.ablate.report.picture import short_label
+from codo.jobs.ablate.report.picture import add_legend, panel, short_label
 from codo.jobs.ablate.report.probes import HEADLINE
 from codo.jobs.ablate.report.tables import cells_csv, comparisons_csv, latex, latex_escape, markdown
 from codo.jobs.ablate.report.words import design_note, sentence
@@ -296,6 +297,19 @@ def test_the_legend_stays_on_the_paper(name):
             box, paper = legend.get_window_extent(), picture.figure.bbox
             assert paper.x0 <= box.x0 < box.x1 <= paper.x1, picture.name
             assert paper.y0 <= box.y0, picture.name
+
+
+@pytest.mark.parametrize("name", ["r", "background + alignment + hier"])
+@pytest.mark.parametrize("rows", [9, 33, 40])
+def test_many_rows_leave_the_panel_its_height(rows, name):
+    with warnings.catch_warnings(), panel(height=3.7) as (figure, axes):
+        warnings.simplefilter("error")
+        drawn = [line for i in range(rows) for line in axes.plot([0, 1], [i, i], label=f"{i} {name} (n = 2)")]
+        add_legend(figure, drawn)
+        figure.draw_without_rendering()
+        assert axes.get_window_extent().height / figure.dpi > 1.9
+    grown = figure.get_figheight() - 3.7
+    assert rows > 9 or grown == pytest.approx(0 if name == "r" else 0.895, abs=0.01), "as before"
 
 
 def test_labels_of_a_rows_trials_are_told_apart():

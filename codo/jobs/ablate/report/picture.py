@@ -27,6 +27,8 @@ INK, PAPER = "#101010", "#ffffff"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "osD^vPX"
 LINES = ("-", "--", "-.", ":")
+LEGEND_LINES = 5
+"""That a figure has room for; it grows by the others."""
 STYLE: dict[Any, Any] = {
     "font.size": 8.5,
     "text.color": INK,
@@ -112,15 +114,16 @@ def look_of(results: Results, row: str) -> dict[str, Any]:
 
 
 def add_legend(figure: Figure, drawn: list[Any]) -> None:
-    """Name the rows under the panel: two beside each other, or one where two are too wide."""
+    """Name the rows under the panel: two beside each other, or one where two are too wide; the figure grows by many."""
     place: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 8}
     legend = figure.legend(handles=drawn, ncols=2, **place)
-    figure.draw_without_rendering()
-    two = legend.get_window_extent()
+    two, lines, grown = legend.get_window_extent(), -(-len(drawn) // 2), 0.0
     if two.width > figure.bbox.width:
         legend.remove()
-        figure.legend(handles=drawn, ncols=1, **place)
-        figure.set_figheight(figure.get_figheight() + two.height / figure.dpi)  # about what it has grown by
+        legend = figure.legend(handles=drawn, ncols=1, **place)
+        lines, grown = len(drawn), two.height  # about what it has grown by
+    more = legend.get_window_extent().height * (1 - LEGEND_LINES / lines)
+    figure.set_figheight(figure.get_figheight() + max(grown, more) / figure.dpi)
 
 
 def short_label(text: str, count: str = "") -> str:
