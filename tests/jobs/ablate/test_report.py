@@ -23,6 +23,7 @@ from codo.jobs.ablate.report.probes import HEADLINE
 from codo.jobs.ablate.report.tables import cells_csv, comparisons_csv, latex, latex_escape, markdown
 from codo.jobs.ablate.report.words import design_note, sentence
 from codo.jobs.ablate.results import Cell, Probed, Results
+from codo.jobs.ablate.statistics import judge, of_differences
 from tests.jobs.ablate.synthetic import CHANGES, draw_samples, make_factorial, make_results
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -430,6 +431,13 @@ def test_of_many_probes_the_headlines_are_drawn_and_all_are_in_a_table_a_represe
     assert all(t.count("<tr>") == 1 + len(measures) for t in tables)
     assert '<th scope="row">hard_top1</th><td class="n">0.062</td><td class="n">0.300 ± 0.071</td>' in tables[0]
     assert "chance" not in tables[1]
+
+
+def test_without_a_margin_no_seeds_are_asked_for():
+    c = of_differences("a", "b", {0: 0.1, 1: -0.2, 2: 0.3}, {})
+    (with_margin,), (without,) = judge([c], 0.1), judge([c], 0.0)
+    assert "±0.1 AP would take about" in sentence(with_margin, "AP")
+    assert sentence(without, "AP").endswith("n = 3; there is no margin: the reference's mean is 0")
 
 
 def test_the_note_is_true_of_the_reference():

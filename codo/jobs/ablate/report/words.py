@@ -153,6 +153,8 @@ def more_seeds(c: Comparison) -> str:
     needed = c.seeds_needed
     if c.verdict != "not enough seeds to tell" or needed is None or needed <= c.n:
         return ""
+    if c.margin == 0:
+        return "there is no margin: the reference's mean is 0"
     many = "1,000 seeds or more" if needed >= MOST else f"about {needed} seeds"
     return f"±{c.margin:.2g} AP would take {many}"
 
