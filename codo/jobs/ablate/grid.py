@@ -85,6 +85,8 @@ class GridFile(Section):
             raise ValueError("rows: the design `rows` needs them, and takes no axes")
         if self.design != "rows" and (self.rows or not self.axes):
             raise ValueError(f"axes: the design `{self.design}` needs them, and takes no rows")
+        if self.design == "rows" and self.base_row is not None:
+            raise ValueError("base_row: under the design `rows` the base is a row where one is written as `{}`")
         if self.design == "rows" and self.reference is None:
             raise ValueError("reference: the design `rows` needs the name of the row to compare to")
         if len(set(self.seeds)) != len(self.seeds):
@@ -126,9 +128,15 @@ def read_grid(file: Path) -> tuple[GridFile, LinedYaml]:
         if first["type"] == "extra_forbidden":
             near = nearest(str(keys[-1]), GridFile.model_fields)
             raise yaml.error(keys, "no such key" + (f"; did you mean {near}?" if near else "")) from None
-        if keys[-1:] == ("[key]",):
-            told = f"the name {first['input']!r} is no text: YAML reads bare yes, no, on, off and numbers so; quote it"
-            raise yaml.error(keys[:1], told) from None
+        if keys[-1:] == ("[key]",) and isinstance(name := first["input"], str):
+            told = f"the name {name!r} is longer than 80 characters" if name else "a name is empty"
+            raise yaml.error(keys[:-1], told) from None
+        if keys[-1:] == ("[key]",) or first["type"] == "invalid_key":
+            name, at = (keys[-1], (str(keys[-1]),)) if keys[-1] != "[key]" else (first["input"], keys[:1])
+            told = f"the name {name!r} is no text: YAML reads bare yes, no, on, off and numbers so; quote it"
+            raise yaml.error(at, told) from None
+        if keys[:1] == ("probes",):
+            raise yaml.error(("probes",), "true, false, or a list of names") from None
         if first["type"] == "missing":
             raise yaml.error(keys[:-1], f"{dotted(keys)} is missing") from None
         name, colon, rest = message.partition(": ")

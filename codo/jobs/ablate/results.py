@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from codo.errors import CodoError
 from codo.runs.files import write_text
@@ -176,5 +176,9 @@ class Results(_Record):
         """
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise CodoError(f"cannot read {path} as results: {where}{': ' if where else ''}{first['msg']}") from error
         except (OSError, ValueError) as error:
             raise CodoError(f"cannot read {path} as results: {str(error).splitlines()[0]}") from error

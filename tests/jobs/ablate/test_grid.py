@@ -251,7 +251,12 @@ def test_equal_epochs(base, views, epochs):
         ("factorial", "axes:\n  views: {values: [2, 3]}\n", "a factorial has axes that are on or off"),
         ("rows", "rows:\n  a: {}\n", "reference: the design `rows` needs"),
         ("rows", "rows:\n  a: {}\n  b: {weights: some}\nreference: a\n", ":9: rows.b.weights: only `weights: none`"),
-        ("ladder", "axes:\n  views: 2\nprobes: maybe\n", ":9: probes"),
+        ("ladder", "axes:\n  views: 2\nprobes: knn\n", ":9: probes: true, false, or a list of names"),
+        ("ladder", "axes:\n  views: 2\nprobes: [1]\n", ":9: probes: true, false, or a list of names"),
+        ("ladder", "  '': {}\naxes:\n  views: 2\n", ":7: transfer.: a name is empty"),
+        ("ladder", f"  {'x' * 81}: {{}}\naxes:\n  views: 2\n", "x' is longer than 80 characters"),
+        ("ladder", "axes:\n  views: 2\n3: x\n", ":9: 3: the name 3 is no text: YAML reads bare"),
+        ("rows", "rows:\n  a: {}\nreference: a\nbase_row: b\n", ":10: base_row: under the design `rows` the base is"),
         (
             "ladder",
             "axes:\n  views: 2\ndata: {foregrounds: '${NOT_SET_X}/a'}\n",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import warnings
 from html.parser import HTMLParser
@@ -379,6 +380,16 @@ def test_a_reference_that_is_no_row_is_refused(tmp_path):
     results.reference = "absent"
     with pytest.raises(CodoError, match="'absent' is not a row"):
         write_report(tmp_path, results)
+
+
+def test_a_damaged_results_json_is_told_where(tmp_path):
+    results = make_results(seeds=1).model_dump()
+    (tmp_path / "results.json").write_text(json.dumps(results | {"seeds": ["x"]}))
+    with pytest.raises(CodoError, match=r"results.json as results: seeds.0: Input should be a valid integer"):
+        Results.read(tmp_path / "results.json")
+    (tmp_path / "results.json").write_text('{"title"')
+    with pytest.raises(CodoError, match=r"results.json as results: Invalid JSON: EOF"):
+        Results.read(tmp_path / "results.json")
 
 
 def test_cells_csv_without_metrics():
