@@ -126,7 +126,7 @@ def _timm_body(name: str) -> tuple[nn.Module, list[int]]:
             f"backbone: {name} has maps of stride {strides}, a feature pyramid needs 4, 8, 16 and 32; "
             "resnet*, regnet*, convnext*, swin*, efficientnet* and mobilenetv3* have them"
         )
-    indices = [strides.index(s) for s in STRIDES]
+    indices = [trial.feature_info.out_indices[strides.index(s)] for s in STRIDES]  # of DLA and TResNet they begin at 1
     body: Any = timm.create_model(name, features_only=True, out_indices=indices)
     try:
         _try_size(body)
@@ -136,6 +136,8 @@ def _timm_body(name: str) -> tuple[nn.Module, list[int]]:
             _try_size(body)
         except (TypeError, AssertionError, RuntimeError, ValueError) as error:
             raise CodoError(f"backbone: {name} takes images of one size only ({error})") from error
+    if (found := body.feature_info.reduction()) != list(STRIDES):
+        raise CodoError(f"backbone: of {name} timm gives maps of strides {found} where 4, 8, 16 and 32 are asked for")
     return body, body.feature_info.channels()
 
 

@@ -30,7 +30,16 @@ def test_the_same_weights_give_torchvisions_features():
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet10t", "convnext_atto", "regnety_002", "efficientnet_lite0", "mobilenetv3_small_050"]
+    "name",
+    [
+        "resnet10t",
+        "convnext_atto",
+        "regnety_002",
+        "efficientnet_lite0",
+        "mobilenetv3_small_050",
+        "dla46_c",  # these two have maps before those that timm gives unless asked
+        "tresnet_m",
+    ],
 )
 def test_families_give_the_four_strides(name):
     backbone = Backbone(name, fpn_channels=16).eval()
