@@ -80,7 +80,7 @@ class RunFolder:
 
         Args:
             out: where; None takes the first free of `runs/KIND-1`, `runs/KIND-2`, ...
-            kind: the command: `pretrain`, `transfer`, `evaluate` or `predict`.
+            kind: the command: `pretrain`, `transfer` or `predict`.
 
         Raises:
             CodoError: `out` exists and is not empty, or cannot be made.
