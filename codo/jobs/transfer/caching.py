@@ -21,6 +21,7 @@ from codo.jobs.transfer.trunk import FrozenTrunk, is_frozen_trunk, padded
 from codo.runs.caching import cache_root
 from codo.runs.console import counter
 from codo.runs.hardware import Hardware
+from codo.runs.loading import loading
 from codo.runs.world import World
 
 GIB = 2**30
@@ -119,8 +120,8 @@ def _compute(
     loader = DataLoader(_Images(dataset), batch_size=None, **hardware.loader_options())
     was_training = detector.training
     detector.eval()  # its transform draws nothing then
-    with counter(f"features of the {name} images") as show:
-        for row, (image, reason) in enumerate(loader):
+    with counter(f"features of the {name} images") as show, loading(loader) as images:
+        for row, (image, reason) in enumerate(images):
             known.append(Kept((image.shape[1], image.shape[2]), reason))
             for mirrored in _mirrored(dataset) if reason is None else ():
                 with torch.no_grad(), hardware.autocast():

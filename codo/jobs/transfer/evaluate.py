@@ -19,6 +19,7 @@ from codo.jobs.transfer.coco_metrics import CocoMetrics, Kind, coco_metrics
 from codo.jobs.transfer.dataset import DetectionDataset
 from codo.jobs.transfer.trunk import announce
 from codo.runs.hardware import Hardware
+from codo.runs.loading import loading
 from codo.runs.world import World
 
 
@@ -112,15 +113,16 @@ def evaluate(
     was_training = detector.training
     detector.eval()
     try:
-        for done, (row, sample) in enumerate(zip(rows, loader, strict=True), start=1):
-            source = dataset.coco_images[sample.position]
-            if sample.image.numel() == 0:
-                found.append((row, [], sample.unreadable[0]))
-            else:
-                announce(detector, dataset, [sample])
-                found.append((row, detect(detector, sample.image, source, categories, hardware), None))
-            if on_image:
-                on_image(done * world.size, len(dataset))
+        with loading(loader) as samples:
+            for done, (row, sample) in enumerate(zip(rows, samples, strict=True), start=1):
+                source = dataset.coco_images[sample.position]
+                if sample.image.numel() == 0:
+                    found.append((row, [], sample.unreadable[0]))
+                else:
+                    announce(detector, dataset, [sample])
+                    found.append((row, detect(detector, sample.image, source, categories, hardware), None))
+                if on_image:
+                    on_image(done * world.size, len(dataset))
     finally:
         detector.train(was_training)
     everything = sorted((entry for part in world.collect(found) for entry in part), key=lambda entry: entry[0])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from codo.runs.console import PLAIN_SECONDS, JobProgress
 from codo.runs.data_wait import DataWait
 from codo.runs.hardware import Hardware
 from codo.runs.interrupt import StopRequest
+from codo.runs.loading import loading
 from codo.runs.record import RunFolder
 from codo.runs.seed import integer_seed
 from codo.runs.sgd import FusedSGD
@@ -127,11 +129,15 @@ class Training:
             Interrupted: after Ctrl-C or SIGTERM; the step was finished and a checkpoint written.
             CodoError: a loss is not finite, no image can be read, or the disk is full.
         """
-        with StopRequest() as stop, JobProgress(self.total, "transfer", self.step) as bar:
+        with (
+            StopRequest() as stop,
+            JobProgress(self.total, "transfer", self.step) as bar,
+            closing(self._timed_batches()) as timed,
+        ):
             self._evaluate_if_due(bar, stop)
             if self.step == self.total:  # stopped in its last evaluation: a longer run goes on from this curve
                 self.save()
-            for batch, waited in self._timed_batches():
+            for batch, waited in timed:
                 self._train_step(batch, waited, bar)
                 self._leave_if_asked(stop, self.world.any(stop.number is not None, self.hardware.device))
                 self._evaluate_if_due(bar, stop)
@@ -147,18 +153,19 @@ class Training:
         command = shlex.join(["codo", "transfer", "--resume", str(self.folder.path)])
         raise Interrupted(stop.number or 15, f"stopped after step {self.step} of {self.total}", command)
 
-    def _timed_batches(self) -> Iterator[tuple[list[LabelledImage], float]]:
+    def _timed_batches(self) -> Generator[tuple[list[LabelledImage], float]]:
         """Yield the remaining batches, each with the seconds that it was waited for."""
         plan = batches(
             len(self.dataset), self.config.optim.batch_size, self.config.seed, self.step, self.total, self.world
         )
-        loader = iter(DataLoader(self.dataset, batch_sampler=plan, collate_fn=list, **self.hardware.loader_options()))
-        while True:
-            start = time.monotonic()
-            batch = next(loader, None)
-            if batch is None:
-                return
-            yield batch, time.monotonic() - start
+        loader = DataLoader(self.dataset, batch_sampler=plan, collate_fn=list, **self.hardware.loader_options())
+        with loading(loader) as loaded:
+            while True:
+                start = time.monotonic()
+                batch = next(loaded, None)
+                if batch is None:
+                    return
+                yield batch, time.monotonic() - start
 
     def _train_step(self, batch: Sequence[LabelledImage], waited: float, bar: JobProgress) -> None:
         start = time.monotonic()
