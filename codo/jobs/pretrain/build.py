@@ -181,6 +181,7 @@ def build_dataset(config: PretrainConfig, sources: Sources, parts: Parts | None 
         return found
 
     unreadable: set[str] = set()
+    counts: dict[str, int] = {}
     skipped: list[str] = []
 
     foregrounds = pool("foregrounds", sources.foregrounds, short_side=int(FOREGROUND_DETAIL * config.canvas))
@@ -196,11 +197,13 @@ def build_dataset(config: PretrainConfig, sources: Sources, parts: Parts | None 
             square, short_side = None, math.ceil(config.canvas / math.sqrt(paste.background_crop))
         if paste.source != "self":
             downstream = pool("backgrounds", sources.backgrounds, square=square, short_side=short_side)
+            counts["backgrounds"] = len(downstream)
         if paste.source != "downstream":
             if short_side is not None and short_side <= FOREGROUND_DETAIL * config.canvas:
                 own = foregrounds
             else:
                 own = pool("foregrounds as backgrounds", sources.foregrounds, square=square, short_side=short_side)
+            counts["foregrounds as backgrounds"] = len(own)
         background = Background(
             Readable(downstream, "backgrounds", skipped) if downstream is not None else None,
             Readable(own, "foregrounds", skipped) if own is not None else None,
@@ -219,7 +222,7 @@ def build_dataset(config: PretrainConfig, sources: Sources, parts: Parts | None 
     users = parts.jitter is not None or config.jitter.custom is not None
     images = Readable(foregrounds, "foregrounds", skipped)
     sampler = ViewSampler(view, config.views, jitter, colour, augmenters, images, jitter_crops=users)
-    return SampleDataset(images, sampler, config.seed, unreadable)
+    return SampleDataset(images, sampler, config.seed, unreadable, counts)
 
 
 def build_jitter(config: PretrainConfig) -> BoxJitter:

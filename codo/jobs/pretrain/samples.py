@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -70,14 +70,22 @@ class SampleDataset(Dataset[Sample]):
         sampler: composes the views.
         seed: of the run.
         unreadable: names of the images that were left out.
+        backgrounds: pool of backgrounds -> how many images it has.
 
     Attributes:
         foregrounds: the pool of foregrounds.
     """
 
-    def __init__(self, images: Readable, sampler: ViewSampler, seed: int, unreadable: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        images: Readable,
+        sampler: ViewSampler,
+        seed: int,
+        unreadable: Collection[str] = (),
+        backgrounds: Mapping[str, int] | None = None,
+    ) -> None:
         self.images, self.foregrounds = images, images.pool
-        self.sampler, self.seed, self.unreadable = sampler, seed, unreadable
+        self.sampler, self.seed, self.unreadable, self.backgrounds = sampler, seed, unreadable, backgrounds or {}
 
     def __len__(self) -> int:
         return len(self.foregrounds)

@@ -54,6 +54,7 @@ class Run:
         step: steps done.
         steps: steps of the whole run.
         seconds: time spent in earlier sessions.
+        usable: pool -> how many images it has; what is drawn depends on it.
         unreadable: names of broken images that were left out or passed over.
         warnings: name -> warning, of what was noticed: `shortcut`, `collapse`, `untrained`.
         extended: the steps after which the run was made longer, each with the epochs that it had before.
@@ -75,6 +76,7 @@ class Run:
         self.per_epoch = len(dataset) // config.optim.batch_size
         self.schedule = Schedule(config, self.per_epoch)
         self.step, self.steps, self.seconds = 0, self.schedule.steps, 0.0
+        self.usable = {"foregrounds": len(dataset), **dataset.backgrounds}
         self.unreadable = set(dataset.unreadable)
         self.warnings: dict[str, str] = {}
         self.shortcut, self.collapse = Shortcut(), Collapse()
@@ -112,7 +114,7 @@ class Run:
         return {
             "step": self.step,
             "seconds": self.seconds,
-            "foregrounds": len(self.dataset),
+            "usable": self.usable,
             "unreadable": sorted(self.unreadable),
             "warnings": self.warnings,
             "watches": {"shortcut": vars(self.shortcut), "collapse": vars(self.collapse)},
@@ -123,11 +125,14 @@ class Run:
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over a checkpoint's state."""
-        if state["foregrounds"] != len(self.dataset):  # broken images count only where they are decoded beforehand
-            raise CodoError(
-                f"--resume: the run began with {state['foregrounds']} usable foregrounds, now there are "
-                f"{len(self.dataset)}; resume with the run.cache that it began with"
-            )
+        older = "usable" not in state  # a checkpoint of before backgrounds were counted
+        usable = {"foregrounds": state["foregrounds"]} if older else state["usable"]
+        for name, count in usable.items():  # broken images are left out only where all are decoded beforehand
+            if self.usable.get(name) != count:
+                raise CodoError(
+                    f"--resume: the run began with {count} usable {name}, now there are {self.usable.get(name, 0)}; "
+                    "resume with the run.cache that it began with"
+                )
         self.method.load_state_dict(state["method"])
         self.trainer.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"]:

@@ -272,6 +272,10 @@ def test_broken_backgrounds_are_reported_too(tiny, images, tmp_path):
     for cache in ("disk", "off"):
         config = tiny(data__backgrounds=str(copy), optim__epochs=2, run__cache=cache)
         assert pretrain(config, tmp_path / cache).summary["unreadable_images"] == ["backgrounds: 02.png"]
+    for own, then, other in (("disk", 4, "off"), ("off", 5, "ram")):
+        now = 9 - then
+        with pytest.raises(CodoError, match=f"began with {then} usable backgrounds, now there are {now}"):
+            resume(tmp_path / own, {"optim.epochs": 3, "run.cache": other})
 
 
 def test_a_broken_image_that_an_augmenter_reads_is_the_one_reported(tiny, images, tmp_path):
