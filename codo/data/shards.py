@@ -87,7 +87,8 @@ def list_shards(place: str, progress: Callable[[int, int], None] | None = None) 
     index = cache_root() / "shards" / f"{hashlib.sha256(told + states.tobytes()).hexdigest()[:32]}.index"
     for path in paths:  # the time of use, for `codo cache clear`; not the time of change, which is part of the name
         if path.parent == index.parent:
-            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+            with suppress(OSError):  # somebody else's file
+                os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
     if (images := _known(index)) is None:
         rows: list[tuple[int, str, int, int]] = []
         for number, path in enumerate(paths):

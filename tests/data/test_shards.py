@@ -105,6 +105,16 @@ def test_shards_are_read_through_once(place: str, tmp_path: Path, monkeypatch: p
     assert list_shards(place)[0].member == "other.png"  # a changed shard is read anew
 
 
+def test_downloads_of_another_user_are_read(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError
+
+    shared = tmp_path / "cache" / "shards"
+    shutil.copytree(tmp_path / "shards", shared)
+    monkeypatch.setattr(module.os, "utime", refused)
+    assert len(list_shards(str(shared / "train-{0000..0002}.tar"))) == COUNT
+
+
 @pytest.mark.parametrize("cache", ["disk", "ram", "off"])
 def test_a_pool_of_members(place: str, pictures: list[bytes], cache: Any) -> None:
     pool = ImagePool.build(list_shards(place), square=16, cache=cache)
