@@ -18,7 +18,7 @@ from codo.errors import CodoError
 from codo.jobs.pretrain.build import Sources, build_dataset, find_sources
 from codo.jobs.pretrain.method import custom_losses, groups_of_process
 from codo.jobs.pretrain.samples import SampleDataset
-from codo.jobs.pretrain.training import Run, peak_memory
+from codo.jobs.pretrain.training import STATE, Run, peak_memory
 from codo.losses import Loss
 from codo.model.encoder import MakeBoxHead, MakeProjector
 from codo.parts import Parts, find
@@ -163,7 +163,7 @@ def _resume(folder: RunFolder, changes: dict[str, Any] | None, parts: Parts, wor
         run = Run(config, dataset, parts, world)
         checkpoint = path / "checkpoint.pt"
         if checkpoint.exists() or folder.complete:
-            run.load(load_checkpoint(checkpoint))
+            run.load(load_checkpoint(checkpoint, STATE))
         elif world.first:
             warn(f"{path} was stopped before its first checkpoint; it begins again")
         if run.step:

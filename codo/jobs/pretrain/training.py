@@ -40,6 +40,9 @@ from codo.runs.record import RunFolder
 from codo.runs.weights_file import save_weights
 from codo.runs.world import World
 
+STATE = ("step", "seconds", "unreadable", "warnings", "watches", "method", "optimizer", "scaler")
+"""What every checkpoint has; the counts of images have had another name."""
+
 
 class Run:
     """The moving state of a run.
@@ -125,22 +128,26 @@ class Run:
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over a checkpoint's state."""
-        older = "usable" not in state  # a checkpoint of before backgrounds were counted
-        usable = {"foregrounds": state["foregrounds"]} if older else state["usable"]
+        older = {"foregrounds": state["foregrounds"]} if "foregrounds" in state else {}  # backgrounds were not counted
+        usable = state.get("usable", older)
         for name, count in usable.items():  # broken images are left out only where all are decoded beforehand
             if self.usable.get(name) != count:
                 raise CodoError(
                     f"--resume: the run began with {count} usable {name}, now there are {self.usable.get(name, 0)}; "
                     "resume with the run.cache that it began with"
                 )
-        self.method.load_state_dict(state["method"])
-        self.trainer.optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"]:
-            self.trainer.scaler.load_state_dict(state["scaler"])
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.unreadable, self.warnings = set(state["unreadable"]), state["warnings"]
-        vars(self.shortcut).update(state["watches"]["shortcut"])
-        vars(self.collapse).update(state["watches"]["collapse"])
+        try:
+            self.method.load_state_dict(state["method"])
+            self.trainer.optimizer.load_state_dict(state["optimizer"])
+            if state["scaler"]:
+                self.trainer.scaler.load_state_dict(state["scaler"])
+            self.step, self.seconds = state["step"], state["seconds"]
+            self.unreadable, self.warnings = set(state["unreadable"]), state["warnings"]
+            vars(self.shortcut).update(state["watches"]["shortcut"])
+            vars(self.collapse).update(state["watches"]["collapse"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            raise CodoError(f"--resume: the checkpoint is none of this run's ({why[:200]})") from error
 
     def execute(self, folder: RunFolder) -> dict[str, Any]:
         """Run to the end: steps, metrics, checkpoints, weights; return the summary that was written."""

@@ -146,6 +146,14 @@ def test_resume_refuses_what_would_not_be_the_same_run(finished, tiny, tmp_path,
     (out / "checkpoint.pt").write_bytes((finished.path / "checkpoint.pt").read_bytes()[:1000])
     with pytest.raises(CodoError, match="cannot read the checkpoint"):
         resume(out)
+    state = torch.load(finished.path / "checkpoint.pt", weights_only=True)
+    name = next(iter(state["method"]))
+    rest = {key: value for key, value in state["method"].items() if key != name}
+    for damaged, said in (({"model": {}}, 'it lacks "step"'), (state | {"method": rest}, f"none of this run.*{name}")):
+        torch.save(damaged, out / "checkpoint.pt")
+        with pytest.raises(CodoError, match=said) as raised:
+            resume(out)
+        assert "\n" not in str(raised.value)
     then = json.loads((out / "environment.json").read_text())
     for key in ("parts", "processes", "extended"):
         (out / "environment.json").write_text(json.dumps({name: then[name] for name in then if name != key}))
