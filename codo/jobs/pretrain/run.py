@@ -179,7 +179,8 @@ def _resume(folder: RunFolder, changes: dict[str, Any] | None, parts: Parts, wor
         if (began := then["processes"]) != world.size and world.first:
             warn(
                 f"{path} ran on {began} processes, now on {world.size}: samples, BN groups and queues are "
-                "the same, sums are taken in another order; equal to rounding, not bit for bit"
+                "the same, sums are taken in another order; equal to rounding, but for BN's running statistics, "
+                "not bit for bit"
             )
         if world.first:
             folder.sweep()
