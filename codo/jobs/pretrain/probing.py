@@ -79,6 +79,15 @@ def _folder(place: Path | Shards, name: str) -> Path:
     return place
 
 
+def check_probes(config: PretrainConfig) -> None:
+    """Refuse a run whose `run.probe_every` cannot be met, before its images are decoded."""
+    if config.run.probe_every:
+        try:
+            probe_images(config)
+        except CodoError as error:
+            raise CodoError(f"run.probe_every: {error}; leave it at 0") from error
+
+
 class EpochProbe:
     """Probes the query encoder every few epochs, on fewer images than `codo probe` takes.
 

@@ -17,6 +17,7 @@ from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
 from codo.jobs.pretrain.build import Sources, build_dataset, find_sources
 from codo.jobs.pretrain.method import custom_losses, groups_of_process
+from codo.jobs.pretrain.probing import check_probes
 from codo.jobs.pretrain.samples import SampleDataset
 from codo.jobs.pretrain.training import STATE, Run, peak_memory
 from codo.losses import Loss
@@ -196,6 +197,7 @@ def _open(config: PretrainConfig, parts: Parts, world: World) -> tuple[Sources, 
     """Find and open the images; of several processes on a machine the first one fills the cache."""
     with world.one_after_the_first():
         sources = find_sources(config)
+        check_probes(config)
         return sources, build_dataset(config, sources, parts)
 
 
@@ -221,8 +223,8 @@ def dry_run(config: PretrainConfig) -> dict[str, Any]:
         Parameters by part, counts of images, samples and steps, seconds a step, hours of the run, peak memory in bytes.
     """
     check_parts(config, Parts(), World())
-    sources = find_sources(config)
-    run = Run(config, build_dataset(config, sources))
+    sources, dataset = _open(config, Parts(), World())
+    run = Run(config, dataset)
     batches = run.batches(min(3, run.steps))
     times = []
     for _ in range(min(3, run.steps)):

@@ -105,7 +105,9 @@ def choose_images(
 
 def _number(asked: int | None, default: int, there: int, flag: str, what: str) -> int:
     if there < max(2, asked or 2):
-        raise CodoError(f"{flag}: {max(2, asked or 2)} {what} are needed, there are {there}")
+        if asked is None:
+            raise CodoError(f"a probe needs 2 {what} or more, there are {there}")
+        raise CodoError(f"{flag}: {max(2, asked)} {what} are needed, there are {there}")
     return asked or min(default, there)
 
 

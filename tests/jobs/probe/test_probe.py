@@ -369,6 +369,16 @@ def test_an_epoch_that_is_probed_is_logged_whatever_log_every(tiny, tmp_path):
     assert [(r["step"], "probe/hard_top1" in r) for r in log] == [(5, False), (6, True), (9, False)]
 
 
+def test_a_probe_that_cannot_be_made_is_told_before_images_are_decoded(tiny, images, tmp_path, monkeypatch):
+    (tmp_path / "one").mkdir()
+    shutil.copy(images / "backgrounds" / "00.png", tmp_path / "one")
+    config = tiny(**{"run.probe_every": 1, "data.backgrounds": str(tmp_path / "one")})
+    monkeypatch.setattr("codo.jobs.pretrain.run.build_dataset", None)
+    with pytest.raises(CodoError, match=r"^run\.probe_every: a probe needs 2 backgrounds or more, there are 1"):
+        pretrain(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_command(finished, images, tmp_path, capsys):
     out = tmp_path / "probes.json"
     arguments = ["probe", str(finished), "--instances", "4", "--backgrounds-per-instance", "3", "--out", str(out)]
