@@ -189,7 +189,8 @@ class ViewSampler:
         queries: V.
         jitter: draws the box that a query pools.
         colour: draws colour, blur and flip.
-        augmenters: applied to each view, one after the other, before its colour.
+        augmenters: applied to each view, one after the other, before its colour; of one that returns another box the
+            foreground is taken to lie where it did.
         foregrounds: handed to the augmenters.
         jitter_crops: also jitter the box of a CropView, the canvas.
 
@@ -227,9 +228,13 @@ class ViewSampler:
         exact, jittered, sources = np.empty((3, count, 4), np.float32)
         for i, ((geometry, _), flip) in enumerate(zip(streams, colour.flip.tolist(), strict=True)):
             view = self.view.choose(geometry, epoch) if isinstance(self.view, MixedView) else self.view
-            image, box, (u0, v0, u1, v1) = view(geometry, foreground, images[i])
+            image, box, source = view(geometry, foreground, images[i])
             for augment in self.augmenters:
+                before = box.copy()
                 image, box = self._check_view(augment, augment(geometry, image, box, self.foregrounds))
+                if not np.array_equal(box, before):
+                    source = _shown(box, before, source)
+            u0, v0, u1, v1 = source.tolist()
             if self.augmenters:
                 images[i] = image
             x0, y0, x1, y1 = box.tolist()
@@ -270,6 +275,12 @@ class ViewSampler:
         if box is None:
             raise CodoError(f"jitter {_name(self.jitter)}: must return a box (4,), {CORNERS}")
         return box
+
+
+def _shown(box: np.ndarray, patch: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Find what of the foreground `box` shows on a canvas where `patch` shows `source`: all `(4,)`."""
+    scale = (source[2:] - source[:2]) / (patch[2:] - patch[:2])
+    return np.concatenate([source[:2] + (corner - patch[:2]) * scale for corner in (box[:2], box[2:])])
 
 
 CORNERS = "finite, x0 < x1 and y0 < y1"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -222,5 +224,11 @@ def test_the_box_of_an_augmenter_is_the_one_that_counts():
         return image, np.array([10, 20, 30, 50], np.float32)
 
     sampler = ViewSampler(CropView(64), 1, NoJitter(), ColourJitter(flip_p=0), [shrink])
-    views = sampler(np.zeros((90, 80, 3), np.uint8), lambda n: np.random.default_rng(n).spawn(2))
+    views, whole = (
+        s(np.zeros((90, 80, 3), np.uint8), lambda n: np.random.default_rng(n).spawn(2))
+        for s in (sampler, replace(sampler, augmenters=()))
+    )
     assert views.exact_boxes.tolist() == views.boxes.tolist() == [[10, 20, 30, 50]] * 2
+    (low, high), share = whole.sources.split(2, -1), torch.tensor([10, 20, 30, 50]) / 64
+    expected = torch.cat([low + share[:2] * (high - low), low + share[2:] * (high - low)], -1)
+    assert torch.allclose(views.sources, expected)
