@@ -110,6 +110,7 @@ class ImagePool:
     Attributes:
         paths: the usable images' files, one for each index. Not cached, broken ones are still among them.
         broken: file and reason of those that could not be decoded; empty if not cached.
+        broken_names: their names in the set of images.
         predicted_bytes: expected size of the decoded pool (exact for squares).
         note: one line on why a cache was not written though one was wished for, or None.
     """
@@ -129,11 +130,13 @@ class ImagePool:
         self._pixels: np.ndarray | None = None
         self.paths: ImageSet[Any] = images
         self.broken: list[tuple[ImageSource, str]] = []
+        self.broken_names: list[str] = []
         if held is not None:
             if len(held.source) < len(images):
                 self.paths = images.take(held.source)
             reasons = zip(held.broken_source, held.broken_reason, strict=True)
             self.broken = [(images[int(i)], str(reason)) for i, reason in reasons]
+            self.broken_names = [images.name_of(int(i)) for i in held.broken_source]
 
     @classmethod
     def build(

@@ -173,11 +173,11 @@ def build_dataset(config: PretrainConfig, sources: Sources, parts: Parts | None 
             )
         if found.note:
             warn(f"{name}: {found.note}")
-        for file, reason in found.broken[:5]:
-            warn(f"{name}: left out {file.name}: {reason}")
+        for file, (_, reason) in list(zip(found.broken_names, found.broken, strict=True))[:5]:
+            warn(f"{name}: left out {file}: {reason}")
         if len(found.broken) > 5:
             warn(f"{name}: left out {len(found.broken) - 5} more that cannot be read")
-        unreadable.update(f"{name}: {file.name}" for file, _ in found.broken)
+        unreadable.update(f"{name}: {file}" for file in found.broken_names)
         return found
 
     unreadable: set[str] = set()

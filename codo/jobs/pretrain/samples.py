@@ -58,7 +58,7 @@ class Readable:
                 return self.pool[chosen], chosen
             except ImageError as error:
                 last = error
-                self.skipped.append(f"{self.name}: {self.pool.paths[chosen].name}")
+                self.skipped.append(f"{self.name}: {self.pool.paths.name_of(chosen)}")
         raise CodoError(f"{MAX_SUBSTITUTES} {self.name} in a row cannot be read, the last: {last}")
 
 

@@ -273,6 +273,17 @@ def test_of_many_broken_images_the_first_are_named_and_the_rest_counted(tiny, im
     assert "foregrounds: left out 2 more that cannot be read" in told
 
 
+@pytest.mark.parametrize("cache", ["disk", "off"])
+def test_broken_images_of_one_name_in_two_folders_are_two(tiny, images, tmp_path, cache):
+    for folder in ("a", "b"):
+        shutil.copytree(images / "foregrounds", tmp_path / "photos" / folder)
+        (tmp_path / "photos" / folder / "03.png").write_bytes(b"broken")
+    config = tiny(data__foregrounds=str(tmp_path / "photos"), run__cache=cache)
+    dataset = build_dataset(config, find_sources(config))
+    skipped = [name for index in range(len(dataset)) for name in dataset[(0, index)].skipped]
+    assert {*dataset.unreadable, *skipped} >= {"foregrounds: a/03.png", "foregrounds: b/03.png"}
+
+
 def test_broken_backgrounds_are_reported_too(tiny, images, tmp_path):
     copy = tmp_path / "backgrounds"
     shutil.copytree(images / "backgrounds", copy)
