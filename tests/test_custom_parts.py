@@ -239,6 +239,14 @@ class Body(torch.nn.Module):
     def forward(self, images): return [images] * 4
 NUMBER = 3
 def number(): return NUMBER
+def nothing(*_): return None
+class Named(torch.nn.Module):
+    channels = [1, 2, 3, 4]
+    def forward(self, images): return {"c2": images}
+class Fails(torch.nn.Module):
+    def __init__(self): raise OSError("no weights here")
+class Wide(torch.nn.Sequential):
+    def __init__(self, channels, fc): super().__init__(torch.nn.Flatten(), torch.nn.Linear(channels * 49, 2 * fc))
 """
 
 
@@ -270,6 +278,13 @@ def number(): return NUMBER
         ("model.backbone", "bad_parts:Body", "must have `channels` of C2-C5"),
         ("model.backbone", "bad_parts:NUMBER", "bad_parts:NUMBER: 'int' object is not callable"),
         ("model.backbone", "bad_parts:number", "must have `channels` of C2-C5"),
+        ("model.backbone", "bad_parts:Named", "must have `channels` of C2-C5"),
+        ("model.backbone", "bad_parts:Fails", r"bad_parts:Fails fails \(OSError: no weights here\)"),
+        ("model.box_head", "bad_parts:Wide", r"model.box_head: must give \(R, 32\).* it gives \(2, 64\)"),
+        ("model.box_head", "bad_parts:nothing", "model.box_head: an nn.Module is expected, this is a NoneType"),
+        ("model.projector", "bad_parts:nothing", "model.projector: an nn.Module is expected, this is a NoneType"),
+        ("augment", ["bad_parts:nothing"], "bad_parts:nothing: must give what can be called on a view.*NoneType"),
+        ("jitter.custom", "bad_parts:nothing", "bad_parts:nothing: must give what can be called on a view.*NoneType"),
     ],
 )
 def test_a_bad_part_is_told_in_one_line(tiny, tmp_path, monkeypatch, field, value, said):

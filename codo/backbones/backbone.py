@@ -97,15 +97,22 @@ def _body(name: str | Callable[[], nn.Module]) -> tuple[nn.Module, list[int]]:
     """Build the feature extractor of exactly the strides 4-32, and its channels."""
     if isinstance(name, str) and ":" not in name:
         return _timm_body(name)
-    body = make(Part(path=name)) if isinstance(name, str) else name()
     told = name if isinstance(name, str) else getattr(name, "__name__", repr(name))
-    channels, maps = list(getattr(body, "channels", [])), []
-    if isinstance(body, nn.Module) and len(channels) == len(STRIDES):
-        with torch.no_grad():
-            maps = body.eval()(torch.zeros(1, 3, 64, 64))
-        body.train()
+    shapes: list[tuple[int, ...]] = []
+    try:
+        body = make(Part(path=name)) if isinstance(name, str) else name()
+        channels = list(getattr(body, "channels", []))
+        if isinstance(body, nn.Module) and len(channels) == len(STRIDES):
+            with torch.no_grad():
+                shapes = [tuple(getattr(c, "shape", ())) for c in body.eval()(torch.zeros(1, 3, 64, 64))]
+            body.train()
+    except CodoError:
+        raise
+    except Exception as error:  # whatever a user's body does wrong
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CodoError(f"backbone: {told} fails ({line})") from error
     expected = [(1, c, 64 // stride, 64 // stride) for c, stride in zip(channels, STRIDES, strict=False)]
-    if not expected or [tuple(c.shape) for c in maps] != expected:
+    if not expected or shapes != expected:
         raise CodoError(f"backbone: {told} must have `channels` of C2-C5 and return them, strides 4, 8, 16, 32")
     return body, channels
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from codo.augment import (
     AnchorJitter,
@@ -20,6 +21,7 @@ from codo.augment import (
     ViewSampler,
 )
 from codo.config.pretrain import PretrainConfig
+from codo.config.sections import Part
 from codo.data.cache import ImagePool
 from codo.data.coco import background_paths, find_split, split_paths
 from codo.data.files import ImageFiles, ImageSet, ImageSource, ShardImages, data_fingerprint
@@ -216,7 +218,7 @@ def build_dataset(config: PretrainConfig, sources: Sources, parts: Parts | None 
         if config.mixes_views:
             view = MixedView(view, cropped, paste.p, paste.warmup_epochs)
     colour = ColourJitter(**config.colour.model_dump(exclude={"exact"}))
-    augmenters = [*(make(part) for part in config.augment), *parts.augmenters]
+    augmenters = [*(_callable(part) for part in config.augment), *parts.augmenters]
     jitter = parts.jitter or build_jitter(config)
     # A box that is the canvas itself is not jittered, but by a user's own.
     users = parts.jitter is not None or config.jitter.custom is not None
@@ -225,10 +227,17 @@ def build_dataset(config: PretrainConfig, sources: Sources, parts: Parts | None 
     return SampleDataset(images, sampler, config.seed, unreadable, counts)
 
 
+def _callable(part: Part) -> Any:
+    """Make a user's own part that is called for each view."""
+    if not callable(found := make(part)):
+        raise CodoError(f"{part.path}: must give what can be called on a view, this gives a {type(found).__name__}")
+    return found
+
+
 def build_jitter(config: PretrainConfig) -> BoxJitter:
     """Build the query's box jitter."""
     if config.jitter.custom is not None:
-        return make(config.jitter.custom)
+        return _callable(config.jitter.custom)
     jitters: dict[str, Callable[[], BoxJitter]] = {
         "ratio": lambda: RatioJitter(config.jitter.ratio, config.jitter.p, config.jitter.min_iou),
         "anchor": AnchorJitter,

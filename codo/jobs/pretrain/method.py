@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 
 import torch
 from timm.optim import Lars
@@ -12,6 +13,7 @@ from codo.backbones import LEVELS, Backbone
 from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
 from codo.heads import MLPProjector, RoIPool, box_head
+from codo.heads.box import POOLED_SIZE
 from codo.losses import (
     EMBEDS,
     BoxLoss,
@@ -157,16 +159,16 @@ def encoder_of(config: PretrainConfig, parts: Parts, embeds: set[str]) -> Aligne
 
     def projector(inputs: int, hidden: int, outputs: int) -> nn.Module:
         if parts.projector is not None:
-            return parts.projector(inputs, hidden, outputs)
+            return _module("projector", parts.projector(inputs, hidden, outputs))
         if model.projector is not None:
-            return make(model.projector, inputs, hidden, outputs)
+            return _module("projector", make(model.projector, inputs, hidden, outputs))
         return MLPProjector(inputs, hidden, outputs, model.projector_bn)
 
     def head(channels: int, fc: int) -> nn.Module:
         if parts.box_head is not None:
-            return parts.box_head(channels, fc)
+            return _head(parts.box_head(channels, fc), channels, fc)
         if model.box_head is not None:
-            return make(model.box_head, channels, fc)
+            return _head(make(model.box_head, channels, fc), channels, fc)
         return box_head(channels, fc, conv_channels=model.box_head_channels, convs=model.box_head_convs)
 
     return build_encoder(
@@ -182,6 +184,27 @@ def encoder_of(config: PretrainConfig, parts: Parts, embeds: set[str]) -> Aligne
         canonical_size=config.roi_canonical_size,
         stage_levels=config.loss.stage_levels,
     )
+
+
+def _module(name: str, found: object) -> nn.Module:
+    """Refuse a user's own part that is no module."""
+    if not isinstance(found, nn.Module):
+        raise CodoError(f"model.{name}: an nn.Module is expected, this is a {type(found).__name__}")
+    return found
+
+
+def _head(found: object, channels: int, fc: int) -> nn.Module:
+    """Refuse a user's own box head that is no module, or gives another shape than `(R, fc)`."""
+    head = _module("box_head", found)
+    try:
+        with torch.no_grad():
+            shape = tuple(deepcopy(head).eval()(torch.zeros(2, channels, POOLED_SIZE, POOLED_SIZE)).shape)
+    except Exception as error:  # whatever a user's module does wrong
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CodoError(f"model.box_head: fails on pooled boxes (R, {channels}, 7, 7) ({line})") from error
+    if shape != (2, fc):
+        raise CodoError(f"model.box_head: must give (R, {fc}), model.box_head_fc wide; of 2 boxes it gives {shape}")
+    return head
 
 
 def _losses(config: PretrainConfig) -> Iterator[tuple[str, Loss]]:
