@@ -18,10 +18,10 @@ ALL_LEVELS: tuple[Level, ...] = (2, 3, 4, 5)
 class DataSection(Section):
     """Unlabelled images in. Both unset: the built-in sample data."""
 
-    foregrounds: str | None = sourced(None, "run")
+    foregrounds: str | None = sourced(None, "run", min_length=1)
     """Folder of object-centric images, read with its sub-folders; or tar shards, `train-{0000..0099}.tar`, paths or
     URLs (extra `webdataset`)."""
-    backgrounds: str | None = sourced(None, "run")
+    backgrounds: str | None = sourced(None, "run", min_length=1)
     """COCO-format data set (its training images), folder or shards: the downstream data, labels unused."""
     limit: int | None = sourced(None, "ours", ge=2)
     """Use at most this many foregrounds, drawn by the seed; a smaller draw is part of a larger one."""

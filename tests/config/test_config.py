@@ -323,3 +323,9 @@ def test_no_field_is_dead(tiny, field):
     beside = WITH.get(field, {})
     base = beside if field != "loss.levels" else {"loss.levels": [2, 4], **beside}
     assert curve(**base) != curve(**{**beside, field: CHANGED[field]})
+
+
+@pytest.mark.parametrize("field", ["data.foregrounds", "data.backgrounds"])
+def test_an_empty_text_names_no_folder(field):
+    with pytest.raises(CodoError, match=f"{field} = .*at least 1 character"):
+        load(flags={field: ""})
