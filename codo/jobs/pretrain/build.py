@@ -36,7 +36,7 @@ from codo.runs.seed import generator
 
 FOREGROUND_DETAIL = 2.25
 """Foregrounds are kept at a short side of at most this many canvases: a crop of a fifth of the image has 1 / sqrt(5) of
-its side, and fills at most one canvas."""
+its side, and fills at most one canvas. More where crops may be smaller."""
 
 BACKGROUND_ASPECT = (3 / 4, 4 / 3)
 """Bounds of the width / height of a background's crop (MoCo v2's)."""
@@ -186,7 +186,9 @@ def build_dataset(config: PretrainConfig, sources: Sources, parts: Parts | None 
     counts: dict[str, int] = {}
     skipped: list[str] = []
 
-    foregrounds = pool("foregrounds", sources.foregrounds, short_side=int(FOREGROUND_DETAIL * config.canvas))
+    smallest = min(config.crop.area[0], config.paste.crop_area[0])
+    detail = config.canvas * max(FOREGROUND_DETAIL, 1 / math.sqrt(smallest))
+    foregrounds = pool("foregrounds", sources.foregrounds, short_side=int(detail))
     cropped = CropView(config.canvas, config.crop.area, config.crop.aspect)
     view: PasteView | CropView | MixedView = cropped
     if config.background:
@@ -201,7 +203,7 @@ def build_dataset(config: PretrainConfig, sources: Sources, parts: Parts | None 
             downstream = pool("backgrounds", sources.backgrounds, square=square, short_side=short_side)
             counts["backgrounds"] = len(downstream)
         if paste.source != "downstream":
-            if short_side is not None and short_side <= FOREGROUND_DETAIL * config.canvas:
+            if short_side is not None and short_side <= detail:
                 own = foregrounds
             else:
                 own = pool("foregrounds as backgrounds", sources.foregrounds, square=square, short_side=short_side)

@@ -577,3 +577,12 @@ def test_preview_draws_a_row_a_sample(tiny, tmp_path, background):
 def test_preview_wants_a_png(tiny, tmp_path):
     with pytest.raises(CodoError, match="sheet is a PNG"):
         preview(tiny(), 1, tmp_path / "sheet.jpg")
+
+
+@pytest.mark.parametrize(("area", "kept"), [(0.2, 144), (0.04, 320)])
+def test_foregrounds_are_kept_as_large_as_the_smallest_crop_needs(tiny, tmp_path, area, kept):
+    (tmp_path / "large").mkdir()
+    for i in range(4):
+        Image.new("RGB", (400, 400)).save(tmp_path / "large" / f"{i}.png")
+    config = tiny(**{"data.foregrounds": str(tmp_path / "large"), "paste.crop_area": (area, 1.0)})
+    assert build_dataset(config, find_sources(config)).foregrounds[0].shape == (kept, kept, 3)
