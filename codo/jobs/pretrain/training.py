@@ -13,6 +13,7 @@ from contextlib import closing, nullcontext
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from codo._version import __version__
 from codo.augment import IMAGENET_MEAN, IMAGENET_STD
@@ -36,12 +37,13 @@ from codo.runs.events import Events
 from codo.runs.files import write_json
 from codo.runs.hardware import Hardware
 from codo.runs.interrupt import StopRequest
+from codo.runs.loading import loading
 from codo.runs.record import RunFolder
 from codo.runs.weights_file import save_weights
 from codo.runs.world import World
 
-STATE = ("step", "seconds", "unreadable", "warnings", "watches", "method", "optimizer", "scaler")
-"""What every checkpoint has; the counts of images have had another name."""
+STATE = ("step", "seconds", "usable", "unreadable", "warnings", "watches", "method", "optimizer", "scaler")
+"""What every checkpoint has."""
 
 
 class Run:
@@ -85,12 +87,16 @@ class Run:
         self.shortcut, self.collapse = Shortcut(), Collapse()
         self.extended: list[list[int]] = []
 
-    def batches(self, steps: int) -> Iterator[Sample]:
-        """Load this process's batches from the current step up to step `steps`."""
+    def loader(self, steps: int) -> DataLoader[Sample]:
+        """Make the loader of this process's batches from the current step up to step `steps`."""
         sampler = StepSampler(
             len(self.dataset), self.config.optim.batch_size, self.config.seed, self.step, steps, self.world
         )
-        return iter(sample_loader(self.dataset, sampler, self.hardware))
+        return sample_loader(self.dataset, sampler, self.hardware)
+
+    def batches(self, steps: int) -> Iterator[Sample]:
+        """Load them, outside of `execute`: a trial of some steps."""
+        return iter(self.loader(steps))
 
     def advance(self, batch: Sample) -> StepResult:
         """Take the next step."""
@@ -128,9 +134,7 @@ class Run:
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over a checkpoint's state."""
-        older = {"foregrounds": state["foregrounds"]} if "foregrounds" in state else {}  # backgrounds were not counted
-        usable = state.get("usable", older)
-        for name, count in usable.items():  # broken images are left out only where all are decoded beforehand
+        for name, count in state["usable"].items():  # broken images are left out only where all are decoded beforehand
             if self.usable.get(name) != count:
                 raise CodoError(
                     f"--resume: the run began with {count} usable {name}, now there are {self.usable.get(name, 0)}; "
@@ -161,11 +165,11 @@ class Run:
             StopRequest() as stop,
             JobProgress(self.steps, "pretrain", self.step) as progress,
             closing(Events(folder.path, first)) if run.tensorboard and self.world.first else nullcontext() as events,
+            loading(self.loader(self.steps)) as batches,
         ):
             if idle := self.method.untrained:
                 text = f"warning: no loss trains {', '.join(idle)}: saved as it begins, at random"
                 self.note("untrained", text, progress)
-            batches = self.batches(self.steps)
             while self.step < self.steps:
                 waiting = time.perf_counter()
                 batch = next(batches)
