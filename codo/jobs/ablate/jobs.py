@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from codo.config.load import DATA_PATHS, dump_yaml
 from codo.config.pretrain import PretrainConfig
@@ -143,10 +143,11 @@ class Store:
         found: list[str | None] = [None, None]
         if file.is_file():
             kind: type[BaseModel] = TransferConfig if record["kind"] == "transfer" else PretrainConfig
-            tree, more = yaml.safe_load(file.read_text(encoding="utf-8")), () if probe else parts
+            more = () if probe else parts
             try:
+                tree = yaml.safe_load(file.read_text(encoding="utf-8"))
                 found = [_tree_hash(kind, tree, *more), config_hash(kind.model_validate(tree), *more)]
-            except (ValidationError, LookupError, TypeError):
+            except (yaml.YAMLError, OSError, ValueError, LookupError, TypeError, AttributeError):  # damaged
                 return "", ""
         if probe:
             start = record["words"].index("--canvas")

@@ -198,6 +198,9 @@ def test_jobs_from_before_a_field_with_a_default_are_noticed_and_can_be_kept(pla
     assert set(accepted.jobs) == set(before.jobs)
     assert accepted.remaining() == []
     assert planned(accept=True, **keys | {"processes": 3 - processes}).remaining(), "other jobs"
+    for name in before.jobs:
+        (before.store.folder(name).path / "config.yaml").write_bytes(b"a: [\xff")
+    assert not set(planned(accept=True, **keys).jobs) & set(before.jobs)
 
 
 def test_a_changed_data_set_is_noticed_and_said(planned, squares, images, tmp_path):
