@@ -100,6 +100,20 @@ def refuse_twice(changes: Sequence[Change], yaml: LinedYaml) -> None:
         seen[change.field] = line
 
 
+def refuse_contradiction(axes: Sequence[Axis], yaml: LinedYaml) -> None:
+    """Refuse two axes that set one field otherwise: a row that has both could have one of the values only."""
+    seen: dict[str, tuple[Axis, Change]] = {}
+    for axis in axes:
+        for change in axis.changes:
+            other, before = seen.setdefault(change.field, (axis, change))
+            if before.value != change.value:
+                message = (
+                    f"axis {axis.name!r} sets {change.field} to {_told(change.value)} and axis {other.name!r}, "
+                    f"line {yaml.line(*before.keys)}, to {_told(before.value)}: the row of both can have one alone"
+                )
+                raise yaml.error(change.keys, message)
+
+
 def section_of(kind: Any, name: str) -> Any:
     """Find what a dotted name is of a config: a section's class, Any for a field, None where there is nothing."""
     for part in name.split("."):
@@ -182,7 +196,7 @@ def rows_of(grid: GridFile, yaml: LinedYaml) -> list[RowPlan]:
     """Lay out the rows of the design, in the order of the table.
 
     Raises:
-        CodoError: two rows of one name, an axis that cannot be.
+        CodoError: two rows of one name, an axis that cannot be, two axes of a factorial that contradict each other.
     """
     base = grid.base_row or BASE_ROW[grid.design]
     first = RowPlan(base, (), ("base",))
@@ -198,6 +212,8 @@ def rows_of(grid: GridFile, yaml: LinedYaml) -> list[RowPlan]:
                 rows.append(RowPlan(name, row_changes(tree, keys, yaml), keys))
     else:
         axes = axes_of(grid, yaml)
+        if grid.design == "factorial":
+            refuse_contradiction(axes, yaml)
         rows = {"one_at_a_time": _one_at_a_time, "ladder": _ladder, "factorial": _factorial}[grid.design](first, axes)
     if grid.include_none:
         rows.insert(0, RowPlan(RANDOM_ROW, None, ("include_none",)))

@@ -249,6 +249,11 @@ def test_equal_epochs(base, views, epochs):
         ("one_at_a_time", "rows:\n  a: {views: 2}\n", "axes: the design `one_at_a_time` needs them"),
         ("one_at_a_time", "axis:\n  a: {views: 2}\n", ":7: axis: no such key; did you mean axes?"),
         ("factorial", "axes:\n  views: {values: [2, 3]}\n", "a factorial has axes that are on or off"),
+        (
+            "factorial",
+            "axes:\n  a: {jitter: {ratio: 0.1}, views: 1}\n  b:\n    paste.p: 0.5\n    jitter.ratio: 0.3\n",
+            ":11: axes.b.jitter.ratio: axis 'b' sets jitter.ratio to 0.3 and axis 'a', line 8, to 0.1: the row of both",
+        ),
         ("rows", "rows:\n  a: {}\n", "reference: the design `rows` needs"),
         ("rows", "rows:\n  a: {}\n  b: {weights: some}\nreference: a\n", ":9: rows.b.weights: only `weights: none`"),
         ("ladder", "axes:\n  views: 2\nprobes: knn\n", ":9: probes: true, false, or a list of names"),
