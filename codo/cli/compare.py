@@ -39,36 +39,30 @@ def compare_command(runs: tuple[Path, ...], force: bool, as_json: bool) -> None:
     if found.differing:
         warn(f"different protocols: the runs differ in {', '.join(found.differing)}")
     console.print(_table(found.runs, found.differing))
-    if len({run["group"] for run in found.runs}) < len(found.runs):
-        console.print(_over_seeds(found.runs))
+    if found.over_seeds:
+        console.print(_seeds_table(found.over_seeds))
 
 
-def _over_seeds(runs: list[dict[str, Any]]) -> Any:
-    """Each group's mean over its seeds, and its difference from the first group's, seed by seed."""
+def _seeds_table(metrics: dict[str, list[dict[str, Any]]]) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
-    from codo.jobs.ablate.statistics import Spread, compare, spread_of
-
-    groups = list(dict.fromkeys(run["group"] for run in runs))
+    groups = [entry["group"] for entry in next(iter(metrics.values()))]
     title = "over seeds: mean ± standard deviation (n)"
     if len(groups) > 1:
         title += f"; differences from {groups[0]}, seed by seed: mean, its 95% interval, p of the paired t-test"
     table = Table("", *map(escape, groups), title=escape(title), title_justify="left")
 
-    def cell(spread: Spread, reference: Spread) -> str:
-        if spread.mean is None:
+    def cell(entry: dict[str, Any]) -> str:
+        if entry["mean"] is None:
             return "-"
-        text = f"{spread.mean:.1f}" + ("" if spread.std is None else f" ± {spread.std:.1f} ({spread.n})")
-        found = compare("", spread, reference, "")
-        if spread is reference or found.low is None or found.p is None:
+        text = f"{entry['mean']:.1f}" + ("" if entry["std"] is None else f" ± {entry['std']:.1f} ({entry['n']})")
+        if entry.get("low") is None or entry["p"] is None:
             return text
-        return f"{text}\n{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}], p {found.p:.2g}"
+        return f"{text}\n{entry['difference']:+.1f} [{entry['low']:+.1f}, {entry['high']:+.1f}], p {entry['p']:.2g}"
 
-    for name in [*runs[0]["metrics"], "curve area"]:
-        known = [(r["group"], r["seed"], {**r["metrics"], "curve area": r["curve_area"]}.get(name)) for r in runs]
-        found = [spread_of({seed: v for of, seed, v in known if of == group and v is not None}, {}) for group in groups]
-        table.add_row(name, *(cell(spread, found[0]) for spread in found))
+    for name, entries in metrics.items():
+        table.add_row(name.replace("_", " "), *map(cell, entries))
     return table
 
 

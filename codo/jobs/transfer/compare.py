@@ -11,6 +11,8 @@ from typing import Any
 from codo.config.load import MOVABLE, differences, load_run_config
 from codo.config.transfer import TransferConfig
 from codo.errors import CodoError
+from codo.jobs.ablate.statistics import compare as paired_difference
+from codo.jobs.ablate.statistics import spread_of
 from codo.runs.record import RunFolder, read_json
 
 FREE = ("seed", "weights", "load", "run.", *MOVABLE)
@@ -36,15 +38,19 @@ class SideBySide:
             `seed`, `weights` and their `fingerprint`, `load`, `protocol`, `detector`, `hardware`, `metrics` and
             `errors` (TIDE's: kind -> AP50 that mending it would add), `mask_metrics` and `mask_errors` (of masks),
             `per_class` (name -> AP), `curve_area`, `best`, `steps_to_ap` (AP -> step), `steps`, `train_seconds`.
+        over_seeds: metric -> what each group comes to: `group`, `n` seeds, `mean` and `std`; of all but the first the
+            `difference` from it, seed by seed, with its 95% interval `low`, `high` and `p` (paired t-test, not
+            corrected); None where there are too few seeds. Empty where no group has several runs.
         differing: field -> the value of each run, of the protocol's fields in which they differ.
     """
 
     runs: list[dict[str, Any]]
+    over_seeds: dict[str, list[dict[str, Any]]]
     differing: dict[str, list[Any]]
 
     def as_dict(self) -> dict[str, Any]:
-        """Give both, for JSON."""
-        return {"runs": self.runs, "differing": self.differing}
+        """Give all, for JSON."""
+        return {"runs": self.runs, "over_seeds": self.over_seeds, "differing": self.differing}
 
 
 def compare(paths: Sequence[str | Path], force: bool = False) -> SideBySide:
@@ -80,7 +86,27 @@ def compare(paths: Sequence[str | Path], force: bool = False) -> SideBySide:
             f"compare: the runs followed different protocols ({told}){like}; --force compares them all the same"
         )
     rows = [{**row, "group": group} for (row, _, _), (group, _) in zip(read, found, strict=True)]
-    return SideBySide(rows, differing)
+    return SideBySide(rows, over_seeds(rows), differing)
+
+
+def over_seeds(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Find each group's mean over its seeds, and its difference from the first group's, of every metric."""
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    if len(groups) == len(rows):
+        return {}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in [*rows[0]["metrics"], "curve_area"]:
+        values: dict[str, dict[int, float]] = {group: {} for group in groups}
+        for row in rows:
+            value = {**row["metrics"], "curve_area": row["curve_area"]}.get(name)
+            if value is not None:
+                values[row["group"]][row["seed"]] = value
+        spreads = {group: spread_of(values[group], {}) for group in groups}
+        found[name] = [{"group": group, "n": s.n, "mean": s.mean, "std": s.std} for group, s in spreads.items()]
+        for entry in found[name][1:]:
+            paired = paired_difference("", spreads[entry["group"]], spreads[groups[0]], "")
+            entry |= {"difference": paired.mean, "low": paired.low, "high": paired.high, "p": paired.p}
+    return found
 
 
 def _runs_of(path: Path) -> list[Path]:

@@ -15,12 +15,12 @@ from rich.console import Console
 from scipy import stats
 from test_transfer_run import stop_after
 
-from codo.cli.compare import _over_seeds
+from codo.cli.compare import _seeds_table
 from codo.config.load import dump_yaml
 from codo.config.transfer import TransferConfig
 from codo.errors import CodoError, Interrupted
 from codo.jobs.transfer import transfer
-from codo.jobs.transfer.compare import compare
+from codo.jobs.transfer.compare import compare, over_seeds
 from codo.jobs.transfer.seeds import summarise, transfer_seeds
 from tests.parts import codo
 
@@ -56,6 +56,9 @@ def test_seeds_go_on_where_they_were_stopped(
     assert {"curve.png", "curve.svg"} <= {path.name for path in out.iterdir()}
     # Each seed trained on its own share of one data set: they compare.
     together = compare([out])
+    (area,) = together.as_dict()["over_seeds"]["curve_area"]
+    assert (area["group"], area["n"]) == (str(out), 3)
+    assert [area["mean"], area["std"]] == pytest.approx([found["curve_area"][key] for key in ("mean", "std")])
     assert {run["group"] for run in together.runs} == {str(out)}
     assert [run["seed"] for run in together.runs] == [1, 3, 8]
     assert len({run["data"]["fingerprint"] for run in runs}) > 1
@@ -130,7 +133,7 @@ def test_runs_of_one_protocol_stand_side_by_side(
     none = run_of(make_config, made, "none")
     loaded = run_of(make_config, made, "loaded", weights=str(pretrained), seed=2, data={"root": str(elsewhere)})
     found = compare([none, loaded])
-    assert found.differing == {}
+    assert (found.differing, found.over_seeds) == ({}, {})
     assert [row["load"] for row in found.runs] == [None, "backbone,fpn,box_head"]
     first, second = found.runs
     summary = json.loads((none / "summary.json").read_text())
@@ -214,7 +217,8 @@ def test_folders_of_seeds_are_compared_seed_by_seed() -> None:
         for seed, ap in by_seed.items()
     ]
     printed = Console(width=200, record=True, file=io.StringIO())
-    printed.print(_over_seeds(runs))
+    found = over_seeds(runs)
+    printed.print(_seeds_table(found))
     text = printed.export_text()
     assert "4.0 ± 3.6 (4)" in text
     assert "4.3 ± 0.6 (3)" in text
@@ -224,6 +228,8 @@ def test_folders_of_seeds_are_compared_seed_by_seed() -> None:
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if "│" in line]
     assert ["APs", "-", "-", "-"] in lines
     assert next(line for line in lines if line[0] == "AP")[3] == "3.0"  # of one seed neither deviation nor test
+    assert found["AP"][1]["p"] == pytest.approx(test.pvalue)
+    assert found["AP"][2]["p"] is None
 
 
 def test_what_cannot_be_compared_is_said(make_config: Make, made: Path, tmp_path: Path) -> None:
