@@ -50,7 +50,7 @@ def warn_of_fresh(loaded: dict[str, Any], training: dict[str, Any]) -> None:
     text = f"frozen but not pretrained: {', '.join(groups)}; what of them was not loaded is random and stays so"
     fresh = [name for group in groups for kind in FRESH for name in loaded["groups"][group][kind]]
     if training["frozen_norm"] == "population" and any(name.endswith("running_mean") for name in fresh):
-        text += ", and their batch norms use statistics that nothing has learnt"
+        text += ", their batch norms with the statistics that it has on the training images"
     warn(text)
 
 

@@ -20,12 +20,14 @@ class Detector(nn.Module):
     Attributes:
         trunk: a frozen backbone and FPN (`caching.freeze_trunk`).
         norm: how batch norms train; `norms.set_training` sees to it.
+        held: names of the modules that stay in evaluation mode.
         kinds: what it finds: `bbox`, `segm`.
     """
 
     backbone: Any
     transform: Any
     norm: Norm = "bn"
+    held: tuple[str, ...] = ()
     trunk: FrozenTrunk | None = None
     kinds: ClassVar[tuple[str, ...]] = ("bbox",)
 

@@ -117,7 +117,7 @@ def _compute(
 ) -> tuple[Features, list[Kept]]:
     """Compute the features of every image of a data set, and note what else is known of it."""
     features, known = Features(cache_root() / "features"), []
-    loader = DataLoader(_Images(dataset), batch_size=None, **hardware.loader_options())
+    loader = DataLoader(Images(dataset), batch_size=None, **hardware.loader_options())
     was_training = detector.training
     detector.eval()  # its transform draws nothing then
     with counter(f"features of the {name} images") as show, loading(loader) as images:
@@ -134,7 +134,7 @@ def _compute(
     return features, known
 
 
-class _Images(Dataset[tuple[torch.Tensor, str | None]]):
+class Images(Dataset[tuple[torch.Tensor, str | None]]):
     """The pictures alone: `(3, H, W) uint8` and None, or an empty one and why."""
 
     def __init__(self, dataset: DetectionDataset) -> None:

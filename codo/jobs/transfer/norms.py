@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from codo.config.transfer import GROUPS, TransferConfig
 from codo.errors import CodoError
+from codo.jobs.transfer.base import Detector
 
 GROUP_MODULES = {"backbone": "backbone.body", "fpn": "backbone.fpn", "box_head": "roi_heads.box_head"}
 """Group -> its module in a detector."""
@@ -77,11 +78,11 @@ def check_norm(config: TransferConfig, metadata: dict[str, str]) -> None:
         raise CodoError(f"norm: {config.norm}, but the weights were learnt with {theirs}; {right}")
 
 
-def set_training(detector: nn.Module, config: TransferConfig) -> None:
+def set_training(detector: Detector, config: TransferConfig) -> None:
     """Settle what of a freshly built detector trains: frozen groups, frozen stages, frozen norms.
 
     What is frozen takes no gradient. With `population` statistics it stays in evaluation mode whatever mode the
-    detector is put in; with `batch` it follows the detector's mode.
+    detector is put in (`detector.held`); with `batch` it follows the detector's mode.
 
     Raises:
         CodoError: there is no batch norm to freeze, or the parts or the backbone's stages are not known.
@@ -109,6 +110,7 @@ def set_training(detector: nn.Module, config: TransferConfig) -> None:
         for name in held:
             module.get_submodule(name).eval()
 
+    detector.held = tuple(held)
     if held:  # by name: SyncBN takes the place of modules
         detector.register_forward_pre_hook(hold)
 

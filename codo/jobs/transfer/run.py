@@ -26,6 +26,7 @@ from codo.jobs.transfer.loop import STATE, Training
 from codo.jobs.transfer.norms import check_norm
 from codo.jobs.transfer.proof import normalisation, prove
 from codo.jobs.transfer.schedule import describe_training, same_so_far, total_steps
+from codo.jobs.transfer.settle import settle_norms
 from codo.jobs.transfer.weights import GroupCoverage, fresh_coverage, frozen_but_fresh, load_into_detector
 from codo.model import synchronise_bn
 from codo.runs.checkpoint import load_checkpoint
@@ -246,6 +247,8 @@ def _execute(
 
     if state is not None:
         detector.load_state_dict(state["detector"])
+    else:
+        settle_norms(detector, loaded["groups"], train_set, hardware)
     features_kept = freeze_trunk(detector, (train_set, val_set), hardware, kept) if kept else None
     training = Training(config, detector.train(), train_set, evaluate_now, hardware, folder, world)
     if state is not None:

@@ -138,11 +138,22 @@ def frozen_but_fresh(detector: nn.Module, coverage: Coverage) -> list[str]:
         coverage: how it was filled.
     """
     frozen = {_module(_canonical(name)) for name, p in detector.named_parameters() if not p.requires_grad}
-    return [
-        name
-        for name, group in coverage.groups.items()
-        if frozen & {_module(tensor) for tensor in (*group.missing, *group.reshaped, *group.left_out)}
-    ]
+    return [name for name, group in coverage.as_dict()["groups"].items() if frozen & _fresh(group)]
+
+
+def fresh_modules(detector: nn.Module, groups: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Name the modules of a detector of which something was not loaded.
+
+    Args:
+        detector: as `build_detector` gives it.
+        groups: how it was filled, as coverage.json says.
+    """
+    fresh = {name for group in groups.values() for name in _fresh(group)}
+    return {name for name, _ in detector.named_modules() if _canonical(name) in fresh}
+
+
+def _fresh(group: Mapping[str, Any]) -> set[str]:
+    return {_module(tensor) for kind in ("missing", "reshaped", "left_out") for tensor in group[kind]}
 
 
 def _widths(state: Mapping[str, Tensor], load: Collection[str]) -> dict[str, int]:

@@ -145,7 +145,7 @@ def test_a_probe_of_random_parts_is_warned_of_and_recorded(
     coco_root: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     probe = ["transfer", "--data", coco_root, "--protocol", "probe", *TINY]
-    out, statistics = tmp_path / "run", "statistics that nothing has learnt"
+    out, statistics = tmp_path / "run", "statistics that it has on the training images"
     assert codo(*probe, "--weights", pretrained, "--load", "backbone", "--out", out, "--epochs", "1") == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "frozen but not pretrained: fpn, box_head; what of them was not loaded is random and stays so" in said
