@@ -96,7 +96,8 @@ def show_plan(plan: Plan) -> None:
             if row.changes is None
             else ", ".join(f"{key}={json.dumps(value)}" for key, value in (row.changes | row.tuned).items())
         )
-        cells = [f"{len(file.seeds)} seed{'s' if len(file.seeds) > 1 else ''}"] * len(file.transfer)
+        times = f" x {file.repeats}" if file.repeats > 1 else ""
+        cells = [f"{len(file.seeds)} seed{'s' if len(file.seeds) > 1 else ''}{times}"] * len(file.transfer)
         epochs = "-" if row.changes is None else str(row.pretrain.optim.epochs)
         name = f"{row.name} (reference)" if row.name == plan.grid.reference else row.name
         table.add_row(escape(name), escape(changes or "the base"), epochs, f"{row.composites} x n", *cells)

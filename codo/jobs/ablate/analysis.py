@@ -9,7 +9,7 @@ from itertools import combinations, pairwise, product
 
 import numpy as np
 
-from codo.jobs.ablate.results import Point, Results
+from codo.jobs.ablate.results import Cell, Point, Results
 from codo.jobs.ablate.statistics import Comparison, Spread, compare, judge, margin_of, of_differences, spread
 
 TARGET_SHARE = 0.9
@@ -36,6 +36,23 @@ class Reach:
 
 
 @dataclass(frozen=True)
+class Noise:
+    """What repeated transfers of one pretraining differ by, and what seeds do; standard deviations with n - 1.
+
+    Attributes:
+        cells: of pretrained rows, whose transfers all have a value.
+        within: of a cell's transfers, pooled over cells.
+        seeds: of a row's cells, the means of their transfers, pooled over pretrained rows.
+        single: what `seeds` would be about with one transfer each: the mean of `repeats` hides a part of `within`.
+    """
+
+    cells: int
+    within: float
+    seeds: float
+    single: float
+
+
+@dataclass(frozen=True)
 class Analysis:
     """What one protocol says.
 
@@ -47,6 +64,7 @@ class Analysis:
         steps: of a ladder: each row against the one before; a family of its own.
         effects: of a factorial: main effects and interactions; a family of its own.
         reach: time to an AP; None without curves.
+        noise: where transfers are repeated, how they differ within a cell; else None.
     """
 
     protocol: str
@@ -56,6 +74,7 @@ class Analysis:
     steps: list[Comparison]
     effects: list[Comparison]
     reach: Reach | None
+    noise: Noise | None
 
 
 def analyse(results: Results, protocol: str) -> Analysis:
@@ -77,6 +96,7 @@ def analyse(results: Results, protocol: str) -> Analysis:
         steps,
         judge(_effects(results, spreads), margin),
         _reach(results, protocol),
+        _noise(results, protocol, spreads),
     )
 
 
@@ -113,6 +133,33 @@ def _effects(results: Results, spreads: dict[str, Spread]) -> list[Comparison]:
         }
         found.append(of_differences(" × ".join(chosen), "", contrasts, absent))
     return found
+
+
+def _noise(results: Results, protocol: str, spreads: dict[str, Spread]) -> Noise | None:
+    """Pool the variances of repeated transfers, and of the rows over their seeds; None where either has none.
+
+    Rows that are not pretrained have no part in it: each of their transfers begins from other weights.
+    """
+    pretrained = [row.name for row in results.rows if row.changes is not None]
+    cells = [
+        values
+        for cell in results.cells
+        if (cell.protocol, cell.row in pretrained) == (protocol, True)
+        if len(values := _repeated(cell, results.metric)) > 1
+    ]
+    rows = [(s.n - 1, s.std**2) for name, s in spreads.items() if name in pretrained and s.std is not None]
+    if not cells or not rows:
+        return None
+    free = sum(len(values) - 1 for values in cells)
+    within = sum((len(values) - 1) * float(np.var(values, ddof=1)) for values in cells) / free
+    seeds = sum(n * variance for n, variance in rows) / sum(n for n, _ in rows)
+    single = seeds + within * (1 - 1 / results.repeats)
+    return Noise(len(cells), math.sqrt(within), math.sqrt(seeds), math.sqrt(single))
+
+
+def _repeated(cell: Cell, metric: str) -> list[float]:
+    values = [tree.get(metric) for tree in cell.repeats]
+    return [] if None in values else [float(value) for value in values if value is not None]
 
 
 def _reach(results: Results, protocol: str) -> Reach | None:

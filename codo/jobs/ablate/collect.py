@@ -7,6 +7,7 @@ import re
 import shlex
 from os.path import relpath
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from codo.errors import CodoError
@@ -49,6 +50,7 @@ def collect(plan: Plan, folder: Path, failures: dict[str, str], command: str) ->
         ],
         protocols=list(grid.file.transfer),
         seeds=list(grid.file.seeds),
+        repeats=grid.file.repeats,
         metric=grid.file.metric,
         cells=[_cell(plan, key, cell, folder, failures) for key, cell in plan.cells.items()],
         environment=_environment(digest(names), relpath(plan.store.path, folder)) | {"hardware": hardware_of(plan)},
@@ -102,7 +104,9 @@ def _sheets(plan: Plan) -> dict[str, tuple[str, str]]:
 
 
 def _cell(plan: Plan, key: CellKey, cell: CellPlan, folder: Path, failures: dict[str, str]) -> Cell:
-    jobs = {job.kind: job for job in map(plan.store.folder, cell.jobs())}
+    transfers = {f"transfer {i + 1}" if i else "transfer": name for i, name in enumerate(cell.transfers)}
+    names = {"pretrain": cell.pretrain, **transfers, "probe": cell.probe}
+    jobs = {kind: plan.store.folder(name) for kind, name in names.items() if name is not None}
     found: dict[str, Any] = {
         **key._asdict(),
         "status": "missing",
@@ -131,16 +135,43 @@ def _cell(plan: Plan, key: CellKey, cell: CellPlan, folder: Path, failures: dict
             images=summary["settings"]["images"],
             chance={f"probe/{n}": v for n, v in chance.items() if v is not None and f"probe/{n}" in metrics},
         )
-    if jobs["transfer"].done:
-        summary = jobs["transfer"].summary(*TRANSFERRED)
-        curve = [Point(step=p["step"], epoch=p["epoch"], AP=p["AP"]) for p in summary["curve"]]
-        metrics |= _numbers(summary["metrics"])
-        metrics |= {f"mask_{name}": value for name, value in _numbers(summary.get("mask_metrics") or {}).items()}
-        metrics["curve_area"] = summary["curve_area"]
-        fingerprints["transfer"] = summary["fingerprint"]
-        seconds["transfer"] = summary["train_seconds"]
-        found |= {"status": "done", "curve": curve, "errors": summary["errors"]}
+    summaries = {kind: jobs[kind].summary(*TRANSFERRED) for kind in transfers if jobs[kind].done}
+    for kind, summary in summaries.items():
+        fingerprints[kind], seconds[kind] = summary["fingerprint"], summary["train_seconds"]
+    if len(summaries) == len(transfers):
+        repeats = [_transferred(summary) for summary in summaries.values()]
+        found |= {"status": "done", "curve": _mean_curve([summary["curve"] for summary in summaries.values()])}
+        found |= {"errors": _means([summary["errors"] for summary in summaries.values()])}
+        found |= {"repeats": repeats if len(repeats) > 1 else []}
+        metrics |= _means(repeats)
     return Cell(**found, metrics=metrics, fingerprints=fingerprints, seconds=seconds)
+
+
+def _transferred(summary: dict[str, Any]) -> dict[str, float | None]:
+    """Take the numbers of a transfer."""
+    masks = {f"mask_{name}": value for name, value in _numbers(summary.get("mask_metrics") or {}).items()}
+    return {**_numbers(summary["metrics"]), **masks, "curve_area": summary["curve_area"]}
+
+
+def _means(trees: list[dict[str, float | None]]) -> dict[str, float | None]:
+    """Average numbers by name; None where one of them is."""
+    found: dict[str, float | None] = {}
+    for name in trees[0]:
+        values = [value for tree in trees if (value := tree.get(name)) is not None]
+        found[name] = fmean(values) if len(values) == len(trees) else None
+    return found
+
+
+def _mean_curve(curves: list[list[dict[str, Any]]]) -> list[Point]:
+    """Average curves of AP, where they all have a point: at the same epochs."""
+    by_epoch = [{point["epoch"]: point["AP"] for point in curve} for curve in curves]
+    found = []
+    for point in curves[0]:
+        epoch = point["epoch"]
+        if all(epoch in at for at in by_epoch):
+            mean = _means([{"AP": at[epoch]} for at in by_epoch])["AP"]
+            found.append(Point(step=point["step"], epoch=epoch, AP=mean))
+    return found
 
 
 def loss_curve(run: Path) -> list[tuple[int, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.live import Live
@@ -10,7 +11,6 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from codo.jobs.ablate.jobs import JobFolder
 from codo.jobs.ablate.plan import CellKey, Plan
 from codo.jobs.ablate.work import progress
 from codo.runs.console import duration, stderr
@@ -68,9 +68,11 @@ class Display:
         key, cell = next((k, c) for k, c in self.plan.cells.items() if job in c.jobs())
         others = sum(job in c.jobs() for c in self.plan.cells.values()) - 1
         kind = self.plan.jobs[job].kind
-        protocol = f", {key.protocol}" if job == cell.transfer and len(self.plan.grid.file.transfer) > 1 else ""
+        protocol = f", {key.protocol}" if kind == "transfer" and len(self.plan.grid.file.transfer) > 1 else ""
+        many = len(cell.transfers)
+        repeat = f", {cell.transfers.index(job) + 1} of {many}" if kind == "transfer" and many > 1 else ""
         shared = f" (and {others} more cells)" if others and job != cell.pretrain else ""
-        return f"{kind} {key.row}{protocol}, seed {key.seed}{shared} [{job[-16:-8]}]"
+        return f"{kind} {key.row}{protocol}, seed {key.seed}{repeat}{shared} [{job[-16:-8]}]"
 
     def table(self) -> Table:
         """Draw all cells."""
@@ -91,23 +93,24 @@ class Display:
     def cell(self, key: CellKey) -> str:
         """Say how a cell stands, in a few characters."""
         plan = self.plan.cells[key]
-        transfer = self.plan.store.folder(plan.transfer)
-        state = self.states[plan.transfer]
-        if state == "done":
-            ap = transfer.summary()["metrics"].get("AP")
-            return "-" if ap is None else f"[bold]{ap:.1f}[/]"
-        if state == "failed":
+        transfers = [self.plan.store.folder(name) for name in plan.transfers]
+        states = [self.states[name] for name in plan.transfers]
+        if all(state == "done" for state in states):
+            found = [transfer.summary()["metrics"].get("AP") for transfer in transfers]
+            return "-" if None in found else f"[bold]{sum(found) / len(found):.1f}[/]"
+        if "failed" in states:
             return "[red]failed[/]"
-        if state == "running":
-            return f"[cyan]train {_share(transfer)}[/]"
+        if "running" in states or "done" in states:
+            shares = [1.0 if state == "done" else progress(of) for of, state in zip(transfers, states, strict=True)]
+            return f"[cyan]train {_share(shares)}[/]"
         before = self.states.get(plan.pretrain) if plan.pretrain else None
         if before == "failed":
             return "[red]pre failed[/]"
         if before == "running":
-            return f"[blue]pre {_share(self.plan.store.folder(plan.pretrain or ''))}[/]"
+            return f"[blue]pre {_share([progress(self.plan.store.folder(plan.pretrain or ''))])}[/]"
         return "[dim]ready[/]" if before in ("done", None) else "[dim].[/]"
 
 
-def _share(folder: JobFolder) -> str:
-    share = progress(folder)
-    return "..." if share is None else f"{share:.0%}"
+def _share(shares: Sequence[float | None]) -> str:
+    known = [share for share in shares if share is not None]
+    return f"{sum(known) / len(shares):.0%}" if known else "..."

@@ -17,6 +17,20 @@ Protocol = Annotated[str, StringConstraints(min_length=1, max_length=80)]
 Design = Literal["one_at_a_time", "ladder", "factorial", "rows"]
 
 
+REPEAT_STEP = 1000
+"""Between the seeds of a cell's repeated transfers (ours)."""
+
+
+def repeat_seed(seed: int, repeat: int) -> int:
+    """Name the seed of a cell's transfer: its own for the first, 0.
+
+    Example:
+        >>> [repeat_seed(3, repeat) for repeat in range(3)]
+        [3, 1003, 2003]
+    """
+    return seed + REPEAT_STEP * repeat
+
+
 class GridData(Section):
     """Unlabelled images of every row, see `PretrainConfig.data`; relative to the working directory."""
 
@@ -76,6 +90,8 @@ class GridFile(Section):
     """Label-free probes of every pretraining: all, none, or some by name."""
     processes: int = Field(1, ge=1)
     """Of each pretraining and transfer (torchrun), each with a GPU of its own."""
+    repeats: int = Field(1, ge=1)
+    """Transfers of each pretraining, whose mean is the cell's; the n-th has the seed `repeat_seed(seed, n)`."""
     metric: Literal["AP", "curve_area"] = "AP"
     """The one that decides."""
 
@@ -91,6 +107,8 @@ class GridFile(Section):
             raise ValueError("reference: the design `rows` needs the name of the row to compare to")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds: each once")
+        if self.repeats > 1 and max(*self.seeds, self.tune.seed if self.tune is not None else 0) >= REPEAT_STEP:
+            raise ValueError(f"seeds: below {REPEAT_STEP} where transfers are repeated, whose seeds those above are")
         if self.tune is not None and self.tune.protocol not in (None, *self.transfer):
             raise ValueError(f"tune: no transfer is called {self.tune.protocol!r}")
         return self

@@ -46,7 +46,7 @@ class Job:
         where: hash of the paths of the data, which tells other data from data that changed.
         needs: name of the pretraining that it starts from, or None.
         words: of a probe: its command's arguments, without `--out`.
-        seed: for whoever reads.
+        seed: of the cells that it is for.
     """
 
     kind: Kind

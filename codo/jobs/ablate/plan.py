@@ -12,6 +12,7 @@ from codo.config.transfer import TransferConfig
 from codo.errors import CodoError, nearest
 from codo.jobs.ablate.code_version import changed_files, code_files
 from codo.jobs.ablate.data_hashes import DataHashes, without_unused_backgrounds
+from codo.jobs.ablate.grid import repeat_seed
 from codo.jobs.ablate.jobs import Job, Kind, Store, config_hash, custom_paths, digest
 from codo.jobs.ablate.own_parts import check_parts
 from codo.jobs.ablate.resolve import PRETRAINED, Grid, ResolvedRow
@@ -33,17 +34,17 @@ class CellPlan:
 
     Attributes:
         pretrain: None for `weights: none`.
-        transfer: gives the cell's figures.
+        transfers: give the cell's figures, which are their mean where the grid repeats them.
         probe: of the pretraining, where it is asked for.
     """
 
     pretrain: str | None
-    transfer: str
+    transfers: tuple[str, ...]
     probe: str | None
 
     def jobs(self) -> list[str]:
         """List them in their order."""
-        return [name for name in (self.pretrain, self.transfer, self.probe) if name is not None]
+        return [name for name in (self.pretrain, *self.transfers, self.probe) if name is not None]
 
 
 @dataclass
@@ -120,9 +121,10 @@ def make_plan(grid: Grid, store: Store, accept_code_change: bool = False) -> Pla
             pretrain = planner.pretrain(row, seed) if row.changes is not None else None
             probe = planner.probe(row, seed, pretrain) if grid.file.probes else None
             for protocol in grid.file.transfer:
-                transfer = planner.transfer(row, protocol, seed, pretrain)
-                names = [job.name if job is not None else None for job in (pretrain, transfer, probe)]
-                plan.cells[CellKey(row.name, protocol, seed)] = CellPlan(names[0], transfer.name, names[2])
+                repeats = range(grid.file.repeats)
+                transfers = tuple(planner.transfer(row, protocol, seed, repeat, pretrain).name for repeat in repeats)
+                names = [job.name if job is not None else None for job in (pretrain, probe)]
+                plan.cells[CellKey(row.name, protocol, seed)] = CellPlan(names[0], transfers, names[1])
     plan.notices = list(planner.notices())
     return plan
 
@@ -164,8 +166,8 @@ class _Planner:
         own = self._config_hash(config)
         return self._add(Job("pretrain", own, data, digest(files), files, config, where, None, seed))
 
-    def transfer(self, row: ResolvedRow, protocol: str, seed: int, pretrain: Job | None) -> Job:
-        config = row.transfers[protocol].model_copy(update={"seed": seed})
+    def transfer(self, row: ResolvedRow, protocol: str, seed: int, repeat: int, pretrain: Job | None) -> Job:
+        config = row.transfers[protocol].model_copy(update={"seed": repeat_seed(seed, repeat)})
         data = self.data.of_transfer(config, protocol)
         if pretrain is not None:
             assert config.weights == PRETRAINED

@@ -87,20 +87,22 @@ class Cell(_Record):
     """One row, protocol and seed.
 
     Attributes:
-        metrics: name -> value, None where undefined: the transfer's COCO numbers in per cent (`AP`, `AP50`, ...), the
-            area under its curve of AP over the steps (`curve_area`: trapezoids from step 0 with AP 0, over the length;
-            `codo.jobs.transfer.curve`), and the probes of its pretraining (`probe/NAME`).
-        curve: AP in the course of the transfer.
+        metrics: name -> value, None where undefined; the mean where transfers are repeated: the transfer's COCO numbers
+            in per cent (`AP`, `AP50`, ...), the area under its curve of AP over the steps (`curve_area`: trapezoids
+            from step 0 with AP 0, over the length; `codo.jobs.transfer.curve`), and the probes of its pretraining
+            (`probe/NAME`).
+        repeats: the numbers of each of the repeated transfers, without the probes; empty where there is one.
+        curve: AP in the course of the transfer; the mean where they are repeated, and of `errors` too.
         errors: TIDE's breakdown, kind of error -> AP50 that mending it would add.
         loss: step -> loss of the pretraining, thinned; empty for `weights: none`.
         probe_curves: `probe/NAME` -> epoch, value in the course of the pretraining, by `run.probe_every`.
         failure: the last line of what went wrong; None unless failed.
         failures: kind of job -> what went wrong with it; a probe may fail in a cell that is done.
         probed: what the probes looked at; None without.
-        folders: `pretrain`, `transfer`: the run folders, relative to the grid's.
+        folders: `pretrain`, `transfer`, then `transfer 2` and so on: the run folders, relative to the grid's.
         commands: the commands that make this cell anew, in order; for where the grid was run, see `command`.
-        fingerprints: `pretrain`, `transfer`: as the run folders name them.
-        seconds: `pretrain`, `transfer`: time taken.
+        fingerprints: as the run folders name them, keyed as `folders`.
+        seconds: time taken, keyed so too.
     """
 
     row: str
@@ -108,6 +110,7 @@ class Cell(_Record):
     seed: int
     status: Status
     metrics: dict[str, float | None] = {}
+    repeats: list[dict[str, float | None]] = []
     curve: list[Point] = []
     errors: dict[str, float] = {}
     loss: list[tuple[int, float]] = []
@@ -133,6 +136,7 @@ class Results(_Record):
         rows: in the grid's order.
         protocols: names, in the grid's order.
         seeds: in the grid's order.
+        repeats: transfers of each pretraining.
         metric: the one that decides: `AP` or `curve_area`.
         cells: one for each row, protocol and seed, those that are missing too.
         environment: versions and git state of the machine that collected them; `hardware` is that of the finished jobs,
@@ -151,6 +155,7 @@ class Results(_Record):
     rows: list[Row]
     protocols: list[str]
     seeds: list[int]
+    repeats: int = 1
     metric: str = "AP"
     cells: list[Cell]
     environment: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import shlex
@@ -14,10 +15,12 @@ import pytest
 from rich.console import Console
 
 from codo.errors import CodoError
+from codo.jobs.ablate.analysis import analyse
 from codo.jobs.ablate.collect import collect, draw_samples
+from codo.jobs.ablate.display import Display
 from codo.jobs.ablate.jobs import JobFolder, Store
 from codo.jobs.ablate.places import without_places
-from codo.jobs.ablate.plan import Plan, make_plan
+from codo.jobs.ablate.plan import CellKey, Plan, make_plan
 from codo.jobs.ablate.report import terminal_table, write_report
 from codo.jobs.ablate.resolve import load_grid
 from codo.jobs.ablate.results import Results
@@ -258,3 +261,60 @@ def test_probes_in_the_course_of_a_pretraining_are_drawn_where_there_are_any(pla
     write_report(folder, results)
     assert [f.name for f in (folder / "figures").glob("history-*.svg")] == ["history-hard-top1.svg"]
     assert "no hierarchy (n = 2)" in (folder / "figures" / "history-hard-top1.svg").read_text()
+
+
+def test_a_cell_of_repeated_transfers_has_their_mean(write_grid, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    grid = load_grid(write_grid(repeats=3, include_none=True))
+    plan = make_plan(grid, Store(tmp_path / "here" / "out" / "jobs"))
+    assert plan.counts() == {"pretrain": (4, 4, 4), "transfer": (18, 18, 18), "probe": (0, 0, 0)}
+    seeds = [plan.jobs[name].settings.seed for name in plan.cells[CellKey("full", "tuned", 1)].transfers]
+    assert seeds == [1, 1001, 2001]
+    values = {key: [[1.0, 2.0, 6.0], [2.0, 5.0, 8.0]][key.seed] for key in plan.cells}
+    for key, cell in plan.cells.items():
+        if cell.pretrain:
+            finish(plan.store.folder(cell.pretrain))
+        for name, value in zip(cell.transfers, values[key], strict=True):
+            value += 10 * (key.row == "random") * value
+            curve = [{"step": 5, "epoch": 1.0, "AP": value / 2}, {"step": 10, "epoch": 2.0, "AP": value}]
+            changes = {"metrics": {"AP": value, "APs": None if value == 1 else 1.0}, "errors": {"missed": value}}
+            finish(plan.store.folder(name), **changes, curve=curve, curve_area=value / 2, train_seconds=60.0)
+    results = gather(plan)
+    assert (results.repeats, {cell.status for cell in results.cells}) == (3, {"done"})
+    cell = results.cell("full", "tuned", 0)
+    assert cell.metrics == {"AP": 3.0, "APs": None, "curve_area": 1.5}
+    assert [tree["AP"] for tree in cell.repeats] == [1.0, 2.0, 6.0]
+    assert [(p.step, p.epoch, p.AP) for p in cell.curve] == [(5, 1.0, 1.5), (10, 2.0, 3.0)]
+    assert cell.errors == {"missed": 3.0}
+    assert list(cell.folders) == ["pretrain", "transfer", "transfer 2", "transfer 3"] == list(cell.fingerprints)
+    assert sum("transfer" in command for command in cell.commands) == 3
+    # Within a cell: variances 7 and 9. From seed to seed: 3 and 5. The random row has other weights each time.
+    noise = analyse(results, "tuned").noise
+    assert noise is not None
+    assert (noise.cells, noise.within**2, noise.seeds**2) == (4, pytest.approx(8), pytest.approx(2))
+    assert noise.single**2 == pytest.approx(2 + 8 * 2 / 3)
+    page = page_of(results, tmp_path / "grid")
+    said = "From one pretraining they differ by ±2.83 AP (standard deviation, pooled over 4 cells of pretrained rows)"
+    for text in (page, told(results), *((tmp_path / "grid" / name).read_text() for name in ("table.md", "table.tex"))):
+        assert said in " ".join(text.replace(r"$\pm$", "±").split())
+    assert "transfer: 18 runs, 18 min" in page
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "grid" / "results.csv").read_text())))
+    assert [lines[2][f"AP of transfer {i}"] for i in (1, 2, 3)] == ["1.0", "2.0", "6.0"]
+    # A cell is done when all of its transfers are.
+    last = plan.store.folder(plan.cells[CellKey("full", "tuned", 0)].transfers[2])
+    last.result.unlink()
+    cell = gather(plan).cell("full", "tuned", 0)
+    assert (cell.status, cell.metrics, cell.seconds["transfer 2"]) == ("missing", {}, 60.0)
+    cell = gather(plan, {last.name: "broken"}).cell("full", "tuned", 0)
+    assert (cell.status, cell.failure, cell.failures) == ("failed", "broken", {"transfer 3": "broken"})
+    display = Display(plan, {name: "done" if plan.store.folder(name).done else "running" for name in plan.jobs})
+    assert display.cell(CellKey("full", "tuned", 0)) == "[cyan]train 67%[/]"
+    assert display.cell(CellKey("full", "tuned", 1)) == "[bold]5.0[/]"
+    assert display.about(last.name).startswith("transfer full, seed 0, 3 of 3 [")
+
+
+def test_seeds_of_repeated_transfers_are_no_seeds_of_cells(write_grid):
+    with pytest.raises(CodoError, match=r"grid.yaml:\d+: seeds: below 1000 where transfers are repeated"):
+        load_grid(write_grid(repeats=2, seeds=[0, 1000]))
+    assert load_grid(write_grid(seeds=[0, 1000])).file.repeats == 1

@@ -212,12 +212,12 @@ def test_the_table_shows_every_cell(plan, monkeypatch):
     )
     states = dict.fromkeys(plan.jobs, "waiting")
     cells = list(plan.cells.values())
-    states[cells[0].transfer], states[cells[1].transfer] = "running", "failed"
+    states[cells[0].transfers[0]], states[cells[1].transfers[0]] = "running", "failed"
     states[cells[2].pretrain], states[cells[3].pretrain] = "running", "failed"
-    done = plan.store.folder(cells[4].transfer)
+    done = plan.store.folder(cells[4].transfers[0])
     done.run.mkdir()
     done.result.write_text('{"metrics": {"AP": 12.34}}')
-    states[cells[4].transfer] = states[cells[5].pretrain] = "done"
+    states[cells[4].transfers[0]] = states[cells[5].pretrain] = "done"
     with Display(plan, states) as display:
         display.say("a [line] of its own")
     shown = text.getvalue()

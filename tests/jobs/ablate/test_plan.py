@@ -47,11 +47,11 @@ def test_rows_share_pretrainings_and_protocols_share_them_too(planned):
     first = plan.cells[CellKey("a", "tuned", 0)]
     assert first.pretrain == plan.cells[CellKey("b", "half", 0)].pretrain
     assert first.pretrain != plan.cells[CellKey("a", "tuned", 1)].pretrain
-    assert plan.jobs[first.transfer].settings.seed == plan.jobs[first.pretrain].settings.seed == 0
-    assert plan.jobs[first.transfer].settings.weights.endswith(f"{first.pretrain}/run")
+    assert plan.jobs[first.transfers[0]].settings.seed == plan.jobs[first.pretrain].settings.seed == 0
+    assert plan.jobs[first.transfers[0]].settings.weights.endswith(f"{first.pretrain}/run")
     assert plan.cells[CellKey("random", "half", 1)].pretrain is None
     order = list(plan.jobs)
-    assert order.index(first.pretrain) < order.index(first.transfer)
+    assert order.index(first.pretrain) < order.index(first.transfers[0])
 
 
 def test_probes_look_at_the_same_images_in_every_row(planned):

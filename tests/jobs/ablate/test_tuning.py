@@ -398,7 +398,7 @@ def test_stopped_or_broken_off_in_the_trials_the_grid_says_so(tuning_grid, tmp_p
 def test_stopped_in_the_trials_a_report_of_before_stays_and_failures_are_told(tuning_grid, tmp_path, monkeypatch):
     out = tmp_path / "out"
     plan = plan_grid(tuning_grid, out)[1]
-    failed = plan.store.folder(plan.cells["random", "tuned", 0].transfer)
+    failed = plan.store.folder(plan.cells["random", "tuned", 0].transfers[0])
     failed.write(plan.jobs[failed.name])
     (failed.path / "failed.json").write_text(json.dumps({"message": "out of memory", "code": 1, "time": ""}))
 

@@ -65,6 +65,7 @@ def render(folder: Path, results: Results, analyses: Sequence[Analysis], picture
             warnings=words.warnings(results),
             hardware=words.hardware(results),
             note=words.design_note(results),
+            repeats=[words.repeats_note(results, a) for a in analyses],
             how_to_read=words.HOW_TO_READ,
             totals=_totals(results),
             seeds=words.seeds,
@@ -179,7 +180,7 @@ def _totals(results: Results) -> dict[str, Any]:
     seconds: dict[str, dict[Any, float]] = {}
     for cell in results.cells:
         for job, taken in cell.seconds.items():
-            seconds.setdefault(job, {})[_run_of(cell, job)] = taken
+            seconds.setdefault(job.split()[0], {})[_run_of(cell, job)] = taken  # `transfer 2` is a transfer
     states = [cell.status for cell in results.cells]
     return {
         "cells": len(states),
@@ -189,4 +190,4 @@ def _totals(results: Results) -> dict[str, Any]:
 
 
 def _run_of(cell: Cell, job: str) -> Any:
-    return cell.folders.get(job) or (cell.row, cell.protocol, cell.seed)
+    return cell.folders.get(job) or (cell.row, cell.protocol, cell.seed, job)

@@ -21,6 +21,7 @@ from codo.jobs.ablate.report.words import (
     p_value,
     plus_minus,
     probed,
+    repeats_note,
     sentence,
     tuning_note,
     warnings,
@@ -33,17 +34,23 @@ if TYPE_CHECKING:
 
 
 def cells_csv(results: Results) -> str:
-    """Write a line a cell, with all metrics, errors, times and fingerprints; empty where there is none."""
+    """Write a line a cell, with all metrics, errors, times and fingerprints; empty where there is none.
+
+    Where transfers are repeated, the deciding metric of each stands beside the means.
+    """
     metrics = list(dict.fromkeys(name for cell in results.cells for name in cell.metrics))
+    repeats = range(results.repeats if results.repeats > 1 else 0)
     parts = {
         f"{part}/{name}": (part, name)
         for part in ("errors", "seconds", "fingerprints")
         for cell in results.cells
         for name in getattr(cell, part)
     }
-    lines: list[list[object]] = [["row", "protocol", "seed", "status", *metrics, *parts, "failure"]]
+    single = [f"{results.metric} of transfer {i + 1}" for i in repeats]
+    lines: list[list[object]] = [["row", "protocol", "seed", "status", *metrics, *single, *parts, "failure"]]
     for cell in results.cells:
         values: list[object] = [cell.metrics.get(name) for name in metrics]
+        values += [cell.repeats[i].get(results.metric) if cell.repeats else None for i in repeats]
         values += [getattr(cell, part).get(name) for part, name in parts.values()]
         lines.append([cell.row, cell.protocol, cell.seed, cell.status, *values, cell.failure])
     return _csv(lines)
@@ -81,6 +88,7 @@ def markdown(results: Results, analyses: list[Analysis]) -> str:
             text.append(
                 f"| {' | '.join([_md(row.name), bold + plus_minus(values) + bold, _md(values.count), *last])} |"
             )
+        text += ["", _md(note)] if (note := repeats_note(results, a)) else []
         for heading, family in families(results, a)[1:]:
             text += ["", f"{_md(heading)}:", ""]
             text += [f"- {_md(_named(c))}: {_md(sentence(c, m))}" for c in family]
@@ -138,6 +146,9 @@ def latex(results: Results, analyses: list[Analysis]) -> str:
         f"{latex_escape(results.title)}. Mean $\\pm$ standard deviation over {seeds}. Differences to "
         f"{latex_escape(results.reference)} are paired by seed, with 95\\% intervals (paired $t$-test, "
         f"Holm-corrected within a column): {signs}."
+    )
+    caption += "".join(
+        f" {latex_escape(f'{a.protocol}: {note}')}" for a in analyses if (note := repeats_note(results, a))
     )
     caption += f" {latex_escape(tuning_note(results))}" if results.tuning is not None else ""
     caption += "".join(f" Mind: {latex_escape(line)}." for line in warnings(results))
@@ -200,6 +211,7 @@ def terminal_table(results: Results, analyses: list[Analysis]) -> RenderableType
         for heading, family in families(results, a)[1:]:
             parts.append(Text(f"{heading}:"))
             parts += [Text(f"  {MARKS[c.verdict]} {_named(c)}: {sentence(c, results.metric)}") for c in family]
+        parts += [Text(note)] if (note := repeats_note(results, a)) else []
         gaps = {name: s.count for name, s in a.spreads.items() if s.absent}
         parts += [Text(f"  {name}: n = {count}") for name, count in gaps.items()]
     parts += [Text(tuning_note(results))] if results.tuning is not None else []

@@ -246,6 +246,21 @@ def tuning_note(results: Results) -> str:
     return f"{note} {TUNED}"
 
 
+def repeats_note(results: Results, analysis: Analysis) -> str:
+    """Say what a cell is the mean of, and how much of the spread is the transfer's; empty where none is repeated."""
+    noise, m = analysis.noise, results.metric
+    if results.repeats == 1:
+        return ""
+    note = f"The value of a seed is the mean of {results.repeats} transfers, of different seeds, from one pretraining."
+    if noise is None:
+        return note
+    return (
+        f"{note} From one pretraining they differ by ±{number(noise.within)} {m} (standard deviation, pooled over "
+        f"{noise.cells} cells of pretrained rows), and their means from seed to seed by ±{number(noise.seeds)}; with "
+        f"one transfer each that would be about ±{number(noise.single)}."
+    )
+
+
 def families(results: Results, analysis: Analysis) -> list[tuple[str, list[Comparison]]]:
     """Collect the families of comparisons of a protocol, each with its heading."""
     found = [(f"Difference to {results.reference}", list(analysis.comparisons.values()))]
