@@ -50,7 +50,10 @@ def _seeds_table(metrics: dict[str, list[dict[str, Any]]]) -> Any:
     groups = [entry["group"] for entry in next(iter(metrics.values()))]
     title = "over seeds: mean ± standard deviation (n)"
     if len(groups) > 1:
-        title += f"; differences from {groups[0]}, seed by seed: mean, its 95% interval, p of the paired t-test"
+        title += (
+            f"; differences from {groups[0]}, seed by seed: mean, its 95% interval, p of the paired t-test. Seeds of "
+            "the transfer: another pretraining may differ by more"
+        )
     table = Table("", *map(escape, groups), title=escape(title), title_justify="left")
 
     def cell(entry: dict[str, Any]) -> str:
@@ -59,7 +62,9 @@ def _seeds_table(metrics: dict[str, list[dict[str, Any]]]) -> Any:
         text = f"{entry['mean']:.1f}" + ("" if entry["std"] is None else f" ± {entry['std']:.1f} ({entry['n']})")
         if entry.get("low") is None or entry["p"] is None:
             return text
-        return f"{text}\n{entry['difference']:+.1f} [{entry['low']:+.1f}, {entry['high']:+.1f}], p {entry['p']:.2g}"
+        pairs = f" ({entry['pairs']} pairs)" if entry["pairs"] < entry["n"] else ""
+        found = f"{entry['difference']:+.1f} [{entry['low']:+.1f}, {entry['high']:+.1f}], p {entry['p']:.2g}"
+        return f"{text}\n{found}{pairs}"
 
     for name, entries in metrics.items():
         table.add_row(name.replace("_", " "), *map(cell, entries))

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise, product
 
 import numpy as np
 
 from codo.jobs.ablate.results import Cell, Point, Results
-from codo.jobs.ablate.statistics import Comparison, Spread, compare, judge, margin_of, of_differences, spread
+from codo.jobs.ablate.statistics import (
+    Comparison,
+    Spread,
+    Verdict,
+    compare,
+    judge,
+    margin_of,
+    of_differences,
+    spread,
+)
+
+TIMES = " × "
+"""Between the two switches of an interaction's name."""
 
 TARGET_SHARE = 0.9
 """Time is taken to this share of the reference's mean final AP (ours)."""
@@ -94,7 +106,7 @@ def analyse(results: Results, protocol: str) -> Analysis:
         spreads,
         dict(zip(others, comparisons, strict=True)),
         steps,
-        judge(_effects(results, spreads), margin),
+        [_together(c) for c in judge(_effects(results, spreads), margin)],
         _reach(results, protocol),
         _noise(results, protocol, spreads),
     )
@@ -131,8 +143,14 @@ def _effects(results: Results, spreads: dict[str, Spread]) -> list[Comparison]:
             for seed in results.seeds
             if seed not in absent
         }
-        found.append(of_differences(" × ".join(chosen), "", contrasts, absent))
+        found.append(of_differences(TIMES.join(chosen), "", contrasts, absent))
     return found
+
+
+def _together(effect: Comparison) -> Comparison:
+    """Say of an interaction what it is: it does not help or hurt, it is more or less than the sum."""
+    words: dict[Verdict, Verdict] = {"helps": "more together", "hurts": "less together"}
+    return replace(effect, verdict=words.get(effect.verdict, effect.verdict)) if TIMES in effect.name else effect
 
 
 def _noise(results: Results, protocol: str, spreads: dict[str, Spread]) -> Noise | None:

@@ -21,7 +21,7 @@ from codo.runs.record import RunFolder, environment
 
 LOSS_POINTS = 200
 SHEET_ROWS = 4
-TRANSFERRED = ("metrics", "curve", "curve_area", "errors", "fingerprint", "train_seconds")
+TRANSFERRED = ("metrics", "curve", "curve_area", "errors", "frozen_but_fresh", "fingerprint", "train_seconds")
 """What the summary.json of a transfer must have."""
 NEW = "NEW-FOLDER"
 """Stands for the output of a command, which may not be there yet."""
@@ -143,6 +143,7 @@ def _cell(plan: Plan, key: CellKey, cell: CellPlan, folder: Path, failures: dict
         found |= {"status": "done", "curve": _mean_curve([summary["curve"] for summary in summaries.values()])}
         found |= {"errors": _means([summary["errors"] for summary in summaries.values()])}
         found |= {"repeats": repeats if len(repeats) > 1 else []}
+        found |= {"frozen_but_fresh": next(iter(summaries.values()))["frozen_but_fresh"]}
         metrics |= _means(repeats)
     return Cell(**found, metrics=metrics, fingerprints=fingerprints, seconds=seconds)
 

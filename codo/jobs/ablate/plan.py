@@ -19,6 +19,9 @@ from codo.jobs.ablate.resolve import PRETRAINED, Grid, ResolvedRow
 from codo.jobs.probe.features import COMMON, MEANING
 from codo.jobs.probe.table import WORDS
 
+BUDGET_SLACK = 0.05
+"""Share of the base's composites that a row may have more or less without a word (ours)."""
+
 
 class CellKey(NamedTuple):
     """Where a cell stands."""
@@ -125,8 +128,19 @@ def make_plan(grid: Grid, store: Store, accept_code_change: bool = False) -> Pla
                 transfers = tuple(planner.transfer(row, protocol, seed, repeat, pretrain).name for repeat in repeats)
                 names = [job.name if job is not None else None for job in (pretrain, probe)]
                 plan.cells[CellKey(row.name, protocol, seed)] = CellPlan(names[0], transfers, names[1])
-    plan.notices = list(planner.notices())
+    plan.notices = [*planner.notices(), *(unequal(grid) if grid.file.budget == "composites" else ())]
     return plan
+
+
+def unequal(grid: Grid) -> Iterator[str]:
+    """Say which rows have not the base's budget of composites, as epochs are whole."""
+    of_base = grid.base.optim.epochs * (grid.base.views + 1)
+    for row in grid.rows:
+        if row.changes is not None and abs(row.composites - of_base) > BUDGET_SLACK * of_base:
+            yield (
+                f"{row.name} composes {row.composites} images of each foreground and the base {of_base}, as epochs are "
+                "whole; more epochs come closer"
+            )
 
 
 def check_probes(grid: Grid) -> None:

@@ -196,6 +196,7 @@ class Base:
         model = config.model.model_dump(include=set(ArchitectureSection.model_fields))
         fixed = {f"architecture.{name}": value for name, value in model.items()}
         fixed["weights"] = "none" if plan.changes is None else PRETRAINED
+        self._refuse_made_equal(own)
         found = {}
         for name, (preset, fields) in self.protocols.items():
             merged = {c.field: c for c in [*fields, *own]}
@@ -211,6 +212,17 @@ class Base:
                 raise check_error(error, list(merged.values()), keys, self.yaml) from None
             found[name] = transfer.model_copy(update={"run": fixed_threads(transfer.run)})
         return found
+
+    def _refuse_made_equal(self, changes: list[Change]) -> None:
+        """Refuse a field in which the protocols differ: set by a row, it would make them the same under two names."""
+        for change in changes:
+            values = [
+                next((c.value for c in fields if c.field == change.field), None)
+                for _, fields in self.protocols.values()
+            ]
+            if any(value != values[0] for value in values):
+                message = f"transfer.{change.field} cannot vary between rows: it is what the protocols differ in"
+                raise self.yaml.error(change.keys, message)
 
 
 def _check_preset(name: Any, presets: Collection[str], keys: Keys, yaml: LinedYaml) -> None:
@@ -231,7 +243,7 @@ def _place(value: str) -> str:
 def equal_epochs(base: PretrainConfig, views: int) -> int:
     """Count the epochs that compose as many images as the base's: a sample costs V query views and one key.
 
-    Rounded to whole epochs, at least one; the difference is under half an epoch of the row.
+    Rounded to whole epochs, at least one: off by half an epoch of the row at most, or more where one is too many.
 
     Example:
         >>> equal_epochs(PretrainConfig(views=2), 1)  # 200 x 3 = 300 x 2

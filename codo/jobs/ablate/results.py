@@ -98,6 +98,7 @@ class Cell(_Record):
         probe_curves: `probe/NAME` -> epoch, value in the course of the pretraining, by `run.probe_every`.
         failure: the last line of what went wrong; None unless failed.
         failures: kind of job -> what went wrong with it; a probe may fail in a cell that is done.
+        frozen_but_fresh: groups of the detector of which something is frozen that nothing has learnt.
         probed: what the probes looked at; None without.
         folders: `pretrain`, `transfer`, then `transfer 2` and so on: the run folders, relative to the grid's.
         commands: the commands that make this cell anew, in order; for where the grid was run, see `command`.
@@ -117,6 +118,7 @@ class Cell(_Record):
     probe_curves: dict[str, list[tuple[float, float]]] = {}
     failure: str | None = None
     failures: dict[str, str] = {}
+    frozen_but_fresh: list[str] = []
     probed: Probed | None = None
     folders: dict[str, str] = {}
     commands: list[str] = []

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from codo.config.load import unknown_field
+from codo.config.load import DATA_PATHS, unknown_field
 from codo.config.pretrain import PretrainConfig
 from codo.config.sections import Section
 from codo.config.transfer import TransferConfig
@@ -21,6 +21,10 @@ RANDOM_ROW = "random"
 
 SHORT = {"fraction": "data.fraction", "epochs": "optim.epochs", "batch_size": "optim.batch_size"}
 """What may be written for short in a protocol, as the flags of `codo transfer`."""
+
+
+MEASURED = (*(f"data.{name}" for name in DATA_PATHS), "optim.eval_every")
+"""Fields of a transfer that say what the numbers are measured on."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ def row_changes(tree: dict[str, Any], keys: tuple[str | int, ...], yaml: LinedYa
             own[key] = value
     refuse_twice(of_transfer, yaml)
     for change in of_transfer:
-        refuse_reserved(change, yaml, ("weights", "seed", "run", "architecture"))
+        refuse_reserved(change, yaml, ("weights", "seed", "run", "architecture", *MEASURED))
     changes = changes_of(own, keys, yaml, PretrainConfig)
     for change in changes:
         refuse_reserved(change, yaml, ("seed", "run"))
@@ -149,6 +153,7 @@ def refuse_reserved(change: Change, yaml: LinedYaml, names: Sequence[str]) -> No
     for name in names:
         if change.field == name or change.field.startswith(f"{name}."):
             why = {"run": "a row has the machine of all the others", "architecture": "it is the pretraining's `model`"}
+            why |= dict.fromkeys(MEASURED, "rows of a protocol are measured on the same images, at the same times")
             raise yaml.error(change.keys, f"{name} cannot vary: {why.get(name, 'the grid sets it')}")
 
 

@@ -17,7 +17,8 @@ from scipy import stats
 
 from codo.jobs.ablate.results import Cell, Results
 
-Verdict = Literal["helps", "hurts", "no difference shown", "not enough seeds to tell"]
+Verdict = Literal["helps", "hurts", "more together", "less together", "no difference shown", "not enough seeds to tell"]
+"""Of an interaction `more together` or `less together`: that two things overlap does not mean that they hurt."""
 
 CONFIDENCE = 0.95
 """Of all intervals."""

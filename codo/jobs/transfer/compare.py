@@ -39,8 +39,9 @@ class SideBySide:
             `errors` (TIDE's: kind -> AP50 that mending it would add), `mask_metrics` and `mask_errors` (of masks),
             `per_class` (name -> AP), `curve_area`, `best`, `steps_to_ap` (AP -> step), `steps`, `train_seconds`.
         over_seeds: metric -> what each group comes to: `group`, `n` seeds, `mean` and `std`; of all but the first the
-            `difference` from it, seed by seed, with its 95% interval `low`, `high` and `p` (paired t-test, not
-            corrected); None where there are too few seeds. Empty where no group has several runs.
+            `difference` from it over the `pairs` of one seed, with its 95% interval `low`, `high` and `p` (paired
+            t-test, not corrected); None where there are too few. Empty where no group has several runs. Seeds of one
+            pretraining say nothing of another's.
         differing: field -> the value of each run, of the protocol's fields in which they differ.
     """
 
@@ -105,7 +106,8 @@ def over_seeds(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         found[name] = [{"group": group, "n": s.n, "mean": s.mean, "std": s.std} for group, s in spreads.items()]
         for entry in found[name][1:]:
             paired = paired_difference("", spreads[entry["group"]], spreads[groups[0]], "")
-            entry |= {"difference": paired.mean, "low": paired.low, "high": paired.high, "p": paired.p}
+            entry |= {"difference": paired.mean, "pairs": paired.n}
+            entry |= {"low": paired.low, "high": paired.high, "p": paired.p}
     return found
 
 

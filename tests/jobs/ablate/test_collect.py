@@ -35,6 +35,7 @@ DONE: dict[str, dict[str, Any]] = {
         "metrics": {"AP": 3.0, "AP50": 4.0},
         "curve_area": 2.0,
         "errors": {"missed": 1.0},
+        "frozen_but_fresh": [],
     },
     "probe": {
         "probes": {"hard_top1": 0.5, "box_head/hard_top1": 0.6},
@@ -261,6 +262,17 @@ def test_probes_in_the_course_of_a_pretraining_are_drawn_where_there_are_any(pla
     write_report(folder, results)
     assert [f.name for f in (folder / "figures").glob("history-*.svg")] == ["history-hard-top1.svg"]
     assert "no hierarchy (n = 2)" in (folder / "figures" / "history-hard-top1.svg").read_text()
+
+
+def test_frozen_parts_that_a_row_did_not_pretrain_are_told(plan, tmp_path):
+    assert "not pretrained in" not in told(gather(plan))
+    for key, cell in plan.cells.items():
+        if key.row == "no hierarchy":
+            finish(plan.store.folder(cell.transfers[0]), frozen_but_fresh=["fpn", "box_head"])
+    results = gather(plan)
+    said = "tuned freezes fpn, box_head, which is not pretrained in no hierarchy: random"
+    assert said in told(results)
+    assert said in page_of(results, tmp_path / "grid")
 
 
 def test_a_cell_of_repeated_transfers_has_their_mean(write_grid, tmp_path, monkeypatch):

@@ -280,6 +280,13 @@ def test_equal_epochs(base, views, epochs):
             "axes:\n  t: {hierarchy: false, transfer.architecture.fpn_channels: 32}\n",
             "architecture cannot vary: it is the pretraining's `model`",
         ),
+        ("one_at_a_time", "axes:\n  t: {transfer.data.val_json: easy.json}\n", "are measured on the same images, at"),
+        ("one_at_a_time", "axes:\n  t: {transfer.optim.eval_every: 3}\n", "are measured on the same images, at"),
+        (
+            "one_at_a_time",
+            "  half: {fraction: 0.25, data: nowhere}\naxes:\n  t: {transfer.data.fraction: 0.1}\n",
+            ":9: axes.t.transfer.data.fraction: transfer.data.fraction cannot vary between rows: it is what the",
+        ),
         ("one_at_a_time", "axes:\n  t: {transfer.run.precision: bf16}\n", "run cannot vary: a row has the machine"),
         (
             "ladder",

@@ -54,6 +54,14 @@ def test_rows_share_pretrainings_and_protocols_share_them_too(planned):
     assert order.index(first.pretrain) < order.index(first.transfers[0])
 
 
+def test_a_budget_that_whole_epochs_miss_is_told(planned):
+    assert planned(axes={"five": {"views": 5}}).notices == [
+        "five composes 6 images of each foreground and the base 4, as epochs are whole; more epochs come closer"
+    ]
+    assert planned(axes={"three": {"views": 3}}).notices == []  # one epoch of 4
+    assert planned(axes={"five": {"views": 5}}, budget="epochs").notices == []
+
+
 def test_probes_look_at_the_same_images_in_every_row(planned):
     plan = planned(probes=True, include_none=True, axes={"no paste": {"background": False}})
     words = [job.words for job in plan.jobs.values() if job.kind == "probe"]
@@ -77,7 +85,7 @@ def test_probes_that_there_are_none_of_are_refused_with_their_line(planned):
 
 def test_grids_share_jobs_and_nothing_is_asked_for_twice(planned):
     finish(planned())
-    again = planned(name="another", title="Another", axes={"x": {"hierarchy": False}, "two": {"views": 2}})
+    again = planned(name="another", title="Another", axes={"x": {"hierarchy": False}, "two": {"views": 3}})
     assert again.counts()["pretrain"] == (6, 6, 2)
     assert again.notices == []
 

@@ -419,6 +419,24 @@ def test_means_over_fewer_seeds_say_so(tmp_path):
         assert "codo (n = 3)" in drawn
 
 
+def test_a_difference_over_fewer_seeds_than_the_row_has_says_so(tmp_path):
+    results = make_results(seeds=4)
+    results.protocols, results.rows = results.protocols[:1], results.rows[:2]
+    names = [row.name for row in results.rows]
+    results.cells = [c for c in results.cells if c.row in names and c.protocol == results.protocols[0]]
+    next(c for c in results.cells if (c.row, c.seed) == (results.reference, 2)).status = "failed"
+    write_report(tmp_path, results)
+    console = Console(width=200, file=io.StringIO())
+    console.print(terminal_table(results))
+    for text in (
+        Page((tmp_path / "report.html").read_text(encoding="utf-8")).text,
+        (tmp_path / "table.md").read_text(encoding="utf-8"),
+        (tmp_path / "table.tex").read_text(encoding="utf-8"),
+        console.file.getvalue(),
+    ):
+        assert "] (n = 3)" in text
+
+
 def test_of_many_probes_the_headlines_are_drawn_and_all_are_in_a_table_a_representation(tmp_path):
     results = make_results(seeds=2)
     results.protocols, results.rows = results.protocols[:1], results.rows[:2]
@@ -468,6 +486,19 @@ def test_the_note_is_true_of_the_reference():
     assert "all the steps" not in design_note(results)
     results.base = results.reference
     assert "what all the steps to there are worth" in design_note(results)
+
+
+def test_names_are_no_arguments_of_latex():
+    results = make_results(seeds=3)
+    for old, new in (("codo", "[tuned] codo"), ("no jitter", "*starred")):
+        for thing in (*results.rows, *results.cells):
+            if getattr(thing, "name", getattr(thing, "row", "")) == old:
+                setattr(thing, "name" if hasattr(thing, "name") else "row", new)
+    results.reference = "[tuned] codo"
+    text = latex(results, [analyse(results, p) for p in results.protocols])
+    assert "\n{}[tuned] codo & " in text
+    assert "\n{}*starred & " in text
+    assert "\nno background & " in text
 
 
 def test_names_that_begin_as_a_list_does_are_no_list_in_markdown():

@@ -222,6 +222,18 @@ def test_effects_of_two_switches_by_hand():
     assert effects["A"].p_holm == pytest.approx(holm([effects[n].p for n in ("A", "B", "A × B")])[0])
 
 
+def test_an_interaction_does_not_help_or_hurt():
+    """Each alone is worth 5, both 6: less than the sum, and yet the best."""
+    luck = [0.0, 1.0, 2.0, 3.0, 4.0]
+    worth = {(False, False): 0.0, (True, False): 5.0, (False, True): 5.0, (True, True): 6.0}
+    wobble = iter(np.random.default_rng(0).normal(0, 0.1, 20))
+    for sign, word in ((1, "less together"), (-1, "more together")):
+        values = {key: [10 + sign * v + x + next(wobble) for x in luck] for key, v in worth.items()}
+        effects = {c.name: c.verdict for c in analyse(make_factorial(values, ["A", "B"]), "p").effects}
+        assert effects == {"A": ["helps", "hurts"][sign < 0], "B": ["helps", "hurts"][sign < 0], "A × B": word}
+        wobble = iter(np.random.default_rng(0).normal(0, 0.1, 20))
+
+
 def test_effects_of_three_switches_are_the_coefficients_of_a_regression():
     rng = np.random.default_rng(1)
     values = {c: list(rng.normal(20, 2, 4)) for c in product((False, True), repeat=3)}

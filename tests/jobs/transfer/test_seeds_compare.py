@@ -230,6 +230,11 @@ def test_folders_of_seeds_are_compared_seed_by_seed() -> None:
     assert next(line for line in lines if line[0] == "AP")[3] == "3.0"  # of one seed neither deviation nor test
     assert found["AP"][1]["p"] == pytest.approx(test.pvalue)
     assert found["AP"][2]["p"] is None
+    assert [entry.get("pairs") for entry in found["AP"]] == [None, 3, 1]
+    assert "pairs" not in text
+    runs = [run for run in runs if (run["group"], run["seed"]) != ("none", 0)]
+    printed.print(_seeds_table(over_seeds(runs)))
+    assert "(2 pairs)" in printed.export_text()
 
 
 def test_what_cannot_be_compared_is_said(make_config: Make, made: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from codo.jobs.ablate.analysis import Analysis
 from codo.jobs.ablate.report.picture import COLOURS, INK, Picture, add_legend, file_slug, look_of, panel, short_label
 from codo.jobs.ablate.report.probes import PROBE, by_pretraining, chance_of, drawn_probes, headlines
-from codo.jobs.ablate.report.words import difference, families, seeds
+from codo.jobs.ablate.report.words import MARKS, difference, families, seeds
 from codo.jobs.ablate.results import Results
 from codo.jobs.ablate.statistics import Comparison, value_of
 
@@ -36,12 +36,12 @@ def _differences(results: Results, a: Analysis, name: str, heading: str, family:
     with panel(height=0.9 + 0.3 * len(family)) as (figure, axes):
         axes.axvline(0, color=INK, lw=0.8)
         for y, c in enumerate(family):
-            look = {"helps": COLOURS[0], "hurts": COLOURS[1]}.get(c.verdict, INK)
+            look = {"▲": COLOURS[0], "▼": COLOURS[1]}.get(MARKS[c.verdict], INK)
             axes.plot(list(c.differences.values()), [y] * c.n, "o", color=look, alpha=0.3, ms=3, mew=0)
             if c.low is not None and c.high is not None:
                 axes.plot([c.low, c.high], [y, y], color=look)
             if c.mean is not None:
-                filled = look if c.verdict in ("helps", "hurts") else "white"
+                filled = look if MARKS[c.verdict] in "▲▼" else "white"
                 axes.plot([c.mean], [y], "o", color=look, mfc=filled, ms=6)
         axes.set_yticks(range(len(family)), [short_label(c.name) for c in family])
         axes.set_ylim(len(family) - 0.5, -0.5)

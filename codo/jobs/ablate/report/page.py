@@ -30,6 +30,10 @@ SAMPLE_WIDTH = 1200
 """Contact sheets are made no wider than this, in pixels."""
 
 
+KINDS = {"▲": "helps", "▼": "hurts", "≈": "no", "?": "not"}
+"""Mark of a verdict -> class in the style sheet."""
+
+
 def render(folder: Path, results: Results, analyses: Sequence[Analysis], pictures: Sequence[Picture]) -> str:
     """Render report.html.
 
@@ -129,7 +133,7 @@ def _forest(heading: str, family: Sequence[Comparison], metric: str) -> dict[str
                 "text": words.difference(c),
                 "p": words.p_value(c.p_holm),
                 "alt": f"{c.name}: {words.sentence(c, metric)}",
-                "kind": c.verdict.split()[0],
+                "kind": KINDS[words.MARKS[c.verdict]],
                 "more_seeds": words.more_seeds(c),
             }
             for c in family

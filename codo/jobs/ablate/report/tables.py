@@ -13,8 +13,8 @@ from codo.jobs.ablate.report.words import (
     HOW_TO_READ,
     MARKS,
     PREDICTION,
+    compared,
     design_note,
-    difference,
     families,
     interval,
     number,
@@ -83,7 +83,7 @@ def markdown(results: Results, analyses: list[Analysis]) -> str:
         text += ["|---|---:|---|---:|---:|---|"]
         for row in results.rows:
             values, c = a.spreads[row.name], a.comparisons.get(row.name)
-            last = [difference(c), p_value(c.p_holm), _verdict(c)] if c else ["reference", "", ""]
+            last = [compared(c, values), p_value(c.p_holm), _verdict(c)] if c else ["reference", "", ""]
             bold = "**" if c and c.verdict == "helps" else ""
             text.append(
                 f"| {' | '.join([_md(row.name), bold + plus_minus(values) + bold, _md(values.count), *last])} |"
@@ -138,8 +138,9 @@ def latex(results: Results, analyses: list[Analysis]) -> str:
             value = rf"\textbf{{{value}}}" if c and c.verdict == "helps" else value
             of = f"{values.n}/{values.n + len(values.absent)}"
             fields.append(value + (f" ({of})" if values.absent else ""))
-            fields.append(f"{latex_escape(difference(c))}${LATEX_MARKS[c.verdict]}$" if c else "reference")
-        lines.append(" & ".join(fields) + r" \\")
+            fields.append(f"{latex_escape(compared(c, values))}${LATEX_MARKS[c.verdict]}$" if c else "reference")
+        start = "{}" if fields[0].startswith(("[", "*")) else ""  # the line break before would take it for its own
+        lines.append(start + " & ".join(fields) + r" \\")
     seeds = f"{max(counts, default=0)} seeds; fewer where given in brackets" if counts else "no seeds"
     signs = ", ".join(f"${mark}$ {verdict}" for verdict, mark in LATEX_MARKS.items())
     caption = (
@@ -205,7 +206,7 @@ def terminal_table(results: Results, analyses: list[Analysis]) -> RenderableType
         for row in results.rows:
             values, c = a.spreads[row.name], a.comparisons.get(row.name)
             fields = [row.name, plus_minus(values), values.short_count]
-            fields += [difference(c), p_value(c.p_holm), _verdict(c)] if c else ["reference", "", ""]
+            fields += [compared(c, values), p_value(c.p_holm), _verdict(c)] if c else ["reference", "", ""]
             table.add_row(*map(Text, fields), style=styles.get(c.verdict, "") if c else "bold")
         parts.append(table)
         for heading, family in families(results, a)[1:]:
@@ -227,7 +228,7 @@ def metric_rows(results: Results, analysis: Analysis) -> list[dict[str, str]]:
             "value": plus_minus(values),
             "interval": interval(values.low, values.high),
             "count": values.count,
-            "difference": difference(c) if c else "",
+            "difference": compared(c, values) if c else "",
             "p": p_value(c.p) if c else "",
             "p_holm": p_value(c.p_holm) if c else "",
             "effect": number(c.effect) if c else "",

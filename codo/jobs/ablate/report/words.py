@@ -23,6 +23,8 @@ DASH = "–"
 MARKS: dict[Verdict, str] = {
     "helps": "▲",
     "hurts": "▼",
+    "more together": "▲",
+    "less together": "▼",
     "no difference shown": "≈",
     "not enough seeds to tell": "?",
 }
@@ -129,6 +131,11 @@ def difference(c: Comparison) -> str:
     return f"{signed(c.mean)} {interval(c.low, c.high)}".strip()
 
 
+def compared(c: Comparison, values: Spread) -> str:
+    """Write a row's difference with its interval, and on how many seeds where these are not all that the row has."""
+    return difference(c) + (f" (n = {c.n})" if c.n and c.n != values.n else "")
+
+
 def p_value(p: float | None) -> str:
     """Write a p-value.
 
@@ -203,14 +210,23 @@ def hardware(results: Results) -> str:
 
 
 def warnings(results: Results) -> list[str]:
-    """Say what a reader should know before any number: the plan's notices, and jobs that ran on different hardware."""
+    """Say what a reader should know before any number.
+
+    The plan's notices, jobs that ran on different hardware, and pretrained rows of which a frozen part is random.
+    """
     found = results.environment.get("hardware")
     kinds = found.items() if isinstance(found, dict) else ()
-    return results.notices + [
+    said = results.notices + [
         f"the {kind} jobs did not run on the same hardware, or not in the same precision: {'; '.join(names)}"
         for kind, names in kinds
         if isinstance(names, list) and len(names) > 1
     ]
+    pretrained = [row.name for row in results.rows if row.changes is not None]
+    fresh: dict[str, dict[str, None]] = {}
+    for cell in results.cells:
+        if cell.frozen_but_fresh and cell.row in pretrained:
+            fresh.setdefault(f"{cell.protocol} freezes {', '.join(cell.frozen_but_fresh)}", {})[cell.row] = None
+    return said + [f"{what}, which is not pretrained in {', '.join(rows)}: random" for what, rows in fresh.items()]
 
 
 def design_note(results: Results) -> str:
