@@ -176,7 +176,10 @@ def _dry_run(config: Any) -> None:
     from codo.runs.console import console
     from codo.runs.world import World
 
-    hardware = hardware_of(config, World.of_environment())
+    world = World.of_environment()
+    if world.size > 1:
+        raise CodoError("--dry-run: of one process; leave torchrun out")
+    hardware = hardware_of(config, world)
     data = load_data(config)
     detector, loaded = load_detector(config, data)
     console.print(dump_yaml(config), markup=False)

@@ -180,6 +180,17 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def check_same(self, value: Any, what: str) -> None:
+        """Refuse to go on where the processes, e.g. of several machines, have found something else.
+
+        Raises:
+            CodoError: in all processes, with the first that differs.
+        """
+        values = self.collect(value)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise CodoError(f"{what} of process {rank} are not those of process 0: {other}, not {values[0]}")
+
     def wait(self) -> None:
         """Wait for all processes."""
         if self.size > 1:

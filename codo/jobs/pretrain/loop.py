@@ -118,7 +118,10 @@ class Trainer:
         for part in (method.key_encoder, method.losses):  # DDP copies the query encoder; a user's parts may differ
             world.copy_from_first(tensor.detach() for tensor in (*part.parameters(), *part.buffers()))
         self.optimizer = build_optimizer(config, method)
-        self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.precision == "fp16")
+        # `gather_with_gradient` multiplies by the number of processes what DDP then divides by it.
+        self.scaler = torch.amp.GradScaler(
+            hardware.device.type, init_scale=2.0**16 / world.size, enabled=hardware.precision == "fp16"
+        )
         self._shared = [p for p in method.losses.parameters() if p.requires_grad]
         self._parameters = [*method.query_encoder.parameters(), *self._shared]
 
@@ -126,7 +129,7 @@ class Trainer:
         """Take one step: embed the keys, contrast each query view, descend, take the keys into the queues.
 
         Dropout and the like draw from torch's global generator, which is a function of seed and step in here and is
-        put back.
+        put back; in the losses, which every process computes of the whole batch, it is the same in all.
 
         Args:
             views: this process's part of the batch, `images` `(B, V + 1, S, S, 3)` uint8.
@@ -153,7 +156,7 @@ class Trainer:
             passes = [(view, [key]) for view in queries]
             if method.symmetric:
                 passes.append((key_view, back))
-            self._descend(passes, len(queries), result)
+            self._descend(passes, len(queries), number, result)
         self._finish(result)
         with torch.no_grad():
             for _, loss, _ in method.terms():
@@ -200,16 +203,17 @@ class Trainer:
             return keys
         return keys.take(self.world.gather(view.rows + self.world.rank * len(view.rows)))
 
-    def _descend(self, passes: list[tuple[View, list[Embeddings]]], views: int, result: StepResult) -> None:
+    def _descend(self, passes: list[tuple[View, list[Embeddings]]], views: int, step: int, result: StepResult) -> None:
         """Add up the gradients of all passes: a view as query, with its keys. The memory is that of one pass."""
         parts, groups = self.config.optim.accumulate, self.method.bn_groups
         for number, (view, keys) in enumerate(passes):
             images, boxes, last = view.images, view.jittered, number == len(passes) - 1
+            draws = integer_seed("losses", self.config.seed, step, number)
             if parts == 1:
                 with self.world.synchronised(self.encoder, last):
                     with self.hardware.autocast():
                         local = self.encoder(images, boxes, groups)
-                    self._compare(local, view, keys, views, result)
+                    self._compare(local, view, keys, views, draws, result)
                 continue
             # The loss needs the whole batch: embed without a graph, take the gradient of the embeddings, and only then
             # embed part by part with a graph (gradient caching: Gao et al., arXiv 2101.06983).
@@ -221,7 +225,7 @@ class Trainer:
                     torch.manual_seed(seed)
                     embedded.append(self.method.query_encoder(i, b, groups // parts))
             local = Embeddings.concatenate(embedded).leaves()
-            self._compare(local, view, keys, views, result)
+            self._compare(local, view, keys, views, draws, result)
             pieces = zip(*(e.grad.chunk(parts, -2) for e in local if e is not None and e.grad is not None), strict=True)
             for n, ((i, b), seed, gradients) in enumerate(zip(rows, seeds, pieces, strict=True)):
                 torch.manual_seed(seed)
@@ -231,22 +235,30 @@ class Trainer:
                     wanted = [o for o, e in zip(out, local, strict=True) if e is not None and e.grad is not None]
                     torch.autograd.backward(wanted, list(gradients))
 
-    def _compare(self, local: Embeddings, view: View, keys: list[Embeddings], views: int, result: StepResult) -> None:
-        """Compute the losses of one query view and their gradients; note the figures in `result`."""
+    def _compare(
+        self, local: Embeddings, view: View, keys: list[Embeddings], views: int, draws: int, result: StepResult
+    ) -> None:
+        """Compute the losses of one query view and their gradients; note the figures in `result`.
+
+        `draws` seeds what the losses draw from torch's global generator, which is put back.
+        """
         if local.boxes is not None:
             local = local._replace(exact_boxes=view.exact[:1], sources=view.sources)
         query = gather(local if view.rows is None else local.take(view.rows), self.world)
         result.query = Embeddings(*(None if e is None else e.detach() for e in query))
         total, accuracies = torch.zeros((), device=self.hardware.device), []
-        for key in keys:
-            for name, loss, weight in self.method.terms():
-                value = loss(query, key)
-                found = value if isinstance(value, Contrast) else Contrast(value)
-                if found.loss.ndim != 0:
-                    raise CodoError(f"loss {name}: must return a scalar, not a tensor {tuple(found.loss.shape)}")
-                total = total + weight / views * found.loss
-                result.terms[name] += float(found.loss.detach()) / views
-                accuracies.append((float(found.queue_accuracy), float(found.batch_accuracy)))
+        device = self.hardware.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(draws)
+            for key in keys:
+                for name, loss, weight in self.method.terms():
+                    value = loss(query, key)
+                    found = value if isinstance(value, Contrast) else Contrast(value)
+                    if found.loss.ndim != 0:
+                        raise CodoError(f"loss {name}: must return a scalar, not a tensor {tuple(found.loss.shape)}")
+                    total = total + weight / views * found.loss
+                    result.terms[name] += float(found.loss.detach()) / views
+                    accuracies.append((float(found.queue_accuracy), float(found.batch_accuracy)))
         self.scaler.scale(total).backward()
         result.loss += float(total.detach())
         result.note_accuracies(accuracies)

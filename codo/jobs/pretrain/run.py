@@ -194,11 +194,18 @@ def _resume(folder: RunFolder, changes: dict[str, Any] | None, parts: Parts, wor
 
 
 def _open(config: PretrainConfig, parts: Parts, world: World) -> tuple[Sources, SampleDataset]:
-    """Find and open the images; of several processes on a machine the first one fills the cache."""
+    """Find and open the images; of several processes on a machine the first one fills the cache.
+
+    Raises:
+        CodoError: they cannot be used; or another process, e.g. of another machine, sees others.
+    """
     with world.one_after_the_first():
         sources = find_sources(config)
         check_probes(config)
-        return sources, build_dataset(config, sources, parts)
+        dataset = build_dataset(config, sources, parts)
+    usable = {"foregrounds": len(dataset), **dataset.backgrounds}
+    world.check_same({"fingerprint": sources.fingerprint, "usable": usable}, "data: the images")
+    return sources, dataset
 
 
 def check_parts(config: PretrainConfig, parts: Parts, world: World) -> Hardware:
@@ -221,7 +228,12 @@ def dry_run(config: PretrainConfig) -> dict[str, Any]:
 
     Returns:
         Parameters by part, counts of images, samples and steps, seconds a step, hours of the run, peak memory in bytes.
+
+    Raises:
+        CodoError: as `pretrain`; several processes, of which each would time the whole batch.
     """
+    if World.of_environment().size > 1:
+        raise CodoError("--dry-run: of one process; leave torchrun out")
     check_parts(config, Parts(), World())
     sources, dataset = _open(config, Parts(), World())
     run = Run(config, dataset)

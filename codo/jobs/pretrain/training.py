@@ -239,6 +239,7 @@ class Run:
         state = self.state()
         if self.world.first:
             save_checkpoint(folder.path / "checkpoint.pt", state)
+        self.world.wait()  # who leaves now has torchrun kill the one that writes
 
     def note(self, name: str, warning: str | None, progress: JobProgress) -> None:
         """Say a warning once."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from codo.config.transfer import TransferConfig
+from codo.config.transfer import DETECTORS, TransferConfig
 from codo.errors import CodoError, Interrupted
 from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.curve import best_point
@@ -80,7 +80,8 @@ class Training:
             self.parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
         )
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.precision == "fp16")
-        self._model = self.world.wrapped(detector, hardware.device)
+        ours = config.detector in DETECTORS and ":" not in config.architecture.backbone
+        self._model = self.world.wrapped(detector, hardware.device, all_used=ours)  # a user's parts may leave some out
         self.per_epoch = steps_per_epoch(len(dataset), optim.batch_size)
         self.total = total_steps(optim, self.per_epoch)
         self.step = 0
@@ -150,6 +151,7 @@ class Training:
         if not asked:
             return
         self.save()
+        self.world.wait()  # who leaves now has torchrun kill the one that writes
         command = shlex.join(["codo", "transfer", "--resume", str(self.folder.path)])
         raise Interrupted(stop.number or 15, f"stopped after step {self.step} of {self.total}", command)
 
@@ -250,6 +252,7 @@ class Training:
 
         # Each process's norms saw its own images; what is evaluated is what is saved.
         self.world.copy_from_first(self.detector.buffers())
+        self.save()  # several processes do not leave within an evaluation, and torchrun kills them after 30 s
         shown = time.monotonic()
 
         def on_image(done: int, total: int) -> None:

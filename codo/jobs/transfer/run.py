@@ -98,6 +98,7 @@ def transfer(
         31.4
     """
     world = World.of_environment()
+    _check_spread(config, world)
     hardware = hardware_of(config, world)
     hardware.apply()
     if world.first:
@@ -105,6 +106,7 @@ def transfer(
     with world.joined(hardware.device):
         with world.one_after_the_first():  # the sample data is rendered once
             data = load_data(config)
+        world.check_same(data.fingerprint, "data: the images or annotations")
         detector, loaded = load_detector(config, data)
         folder = RunFolder.create(out, "transfer") if world.first else None
         with held(folder.path if folder else None):
@@ -264,6 +266,13 @@ def _execute(
         "features": features_kept,
     }
     return finish(config, folder, data, training, latest[0], facts)
+
+
+def _check_spread(config: TransferConfig, world: World) -> None:
+    """Refuse a batch that does not spread evenly over the processes: some would see an image twice."""
+    batch = config.optim.batch_size
+    if batch % world.size:
+        raise CodoError(f"optim.batch_size: {batch} images do not spread evenly over {world.size} processes")
 
 
 def load_detector(config: TransferConfig, data: Data) -> tuple[Detector, dict[str, Any]]:

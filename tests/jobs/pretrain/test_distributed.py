@@ -15,11 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 from codo.config import PretrainConfig, dump_yaml
-from codo.jobs.pretrain import pretrain
+from codo.errors import CodoError
+from codo.jobs.pretrain import dry_run, pretrain
 from codo.jobs.pretrain.training import Run
 from codo.losses import Embeddings, Loss
 from codo.runs.lock import held
 from codo.runs.record import RunFolder
+from codo.runs.world import World
 from tests.parts import finish, launch, tiny_config
 
 
@@ -70,7 +72,7 @@ def test_two_processes_with_half_the_batch_each_compute_what_one_computes(tmp_pa
 
 
 class Scaled(Loss):
-    """Begins another in each process, as a user's may."""
+    """Begins another in each process, as a user's may, and draws random numbers."""
 
     embeds = "level"
 
@@ -78,8 +80,10 @@ class Scaled(Loss):
         super().__init__()
         self.scale = torch.nn.Parameter(torch.tensor(start))
         self.register_buffer("offset", torch.tensor(start))
+        self.register_buffer("drawn", torch.zeros(()))
 
     def forward(self, query: Embeddings, key: Embeddings) -> torch.Tensor:
+        self.drawn += torch.rand(())
         return self.scale.square() * (query.level - key.level).square().mean() + self.offset
 
 
@@ -124,6 +128,7 @@ def test_a_users_losses_begin_and_stay_equal_in_all_processes(two):
     assert first["before"]["Scaled.scale"] == second["before"]["Scaled.scale"] == 1
     assert first["before"]["Scaled.offset"] == second["before"]["Scaled.offset"] == 1
     assert first["after"]["losses.Scaled.scale"] == second["after"]["losses.Scaled.scale"] != 1
+    assert first["after"]["losses.Scaled.drawn"] == second["after"]["losses.Scaled.drawn"] > 0
 
 
 def test_the_running_statistics_are_the_mean_of_all_processes(two):
@@ -154,6 +159,24 @@ def test_a_run_goes_on_with_another_number_of_processes_and_says_what_is_no_long
 def test_what_does_not_spread_over_the_processes_is_refused(tmp_path, written):
     said = finish(launch(2, "pretrain", "--config", written(**{"model.bn_groups": 4, "optim.accumulate": 4})), None)
     assert "4 groups do not spread evenly over 2 processes" in said
+
+
+def test_other_images_in_another_process_are_refused(tmp_path, tiny, monkeypatch):
+    collect = World.collect
+
+    def other(world: World, value: Any) -> list[Any]:
+        return [value, {**value, "usable": {"foregrounds": 7}}] if "usable" in value else collect(world, value)
+
+    monkeypatch.setattr(World, "collect", other)
+    with pytest.raises(CodoError, match=r"^data: the images of process 1 are not those of process 0: .*: 7\}"):
+        pretrain(tiny(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_is_of_one_process(tiny, monkeypatch):
+    monkeypatch.setattr(World, "of_environment", staticmethod(lambda: World(0, 2, 0, 2)))
+    with pytest.raises(CodoError, match="--dry-run: of one process; leave torchrun out"):
+        dry_run(tiny())
 
 
 def test_the_failure_of_one_process_ends_all_with_its_message(tmp_path, written):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from codo.config import dump_yaml
+from codo.errors import CodoError
 from codo.jobs.transfer import transfer
 from codo.jobs.transfer.data import load_data
 from codo.jobs.transfer.dataset import DetectionDataset, batches
@@ -62,6 +63,44 @@ def test_two_processes_probe_in_parts(make_config, pretrained, tmp_path):
     single = transfer(config.model_copy(update={"norm": "bn"}), tmp_path / "single").path
     expected = [json.loads(x)["loss"] for x in (single / "metrics.jsonl").read_text().splitlines() if "loss" in x]
     assert losses == pytest.approx(expected, rel=0.25)
+
+
+OWN = """\
+from torch import nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import MultiScaleRoIAlign
+
+
+def make(backbone, classes, detection):
+    anchors = AnchorGenerator(((16,), (32,), (64,), (128,), (256,)), ((0.5, 1.0, 2.0),) * 5)
+    pool = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
+    sides = {"min_size": list(detection.min_size), "max_size": detection.max_size}
+    detector = FasterRCNN(backbone, classes + 1, rpn_anchor_generator=anchors, box_roi_pool=pool, **sides)
+    detector.auxiliary = nn.Linear(3, 3)  # no loss has it
+    return detector
+"""
+
+
+def test_two_processes_train_a_detector_of_ones_own_of_which_a_part_has_no_gradient(make_config, tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    optim = {"epochs": None, "iterations": 2, "batch_size": 2, "lr": 0.001, "warmup_iterations": 2}
+    config = make_config(detector=f"{tmp_path / 'own.py'}:make", optim=optim)
+    file, out = tmp_path / "config.yaml", tmp_path / "run"
+    file.write_text(dump_yaml(config))
+    finish(launch(2, "transfer", "--config", str(file), "--out", str(out)))
+    assert json.loads((out / "summary.json").read_text())["steps"] == 2
+
+
+def test_a_batch_that_does_not_spread_and_other_data_are_refused(make_config, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(World, "of_environment", staticmethod(lambda: World(0, 4, 0, 4)))
+        with pytest.raises(CodoError, match=r"^optim.batch_size: 2 images do not spread evenly over 4 processes$"):
+            transfer(make_config(), tmp_path / "run")
+    monkeypatch.setattr(World, "collect", lambda world, value: [value, "other"])
+    with pytest.raises(CodoError, match=r"^data: the images or annotations of process 1 are not those of process 0"):
+        transfer(make_config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_processes_parts_make_up_the_batches():

@@ -163,6 +163,21 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
     assert result.summary["fingerprint"] == whole.summary["fingerprint"]
 
 
+def test_an_evaluation_that_fails_loses_no_step(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = transfer(make_config(), tmp_path / "whole").path
+    with monkeypatch.context() as patch:
+        patch.setattr("codo.jobs.transfer.run.evaluate", lambda *given: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            transfer(make_config(), tmp_path / "run")
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 3
+    resume(tmp_path / "run")
+    assert metrics(tmp_path / "run") == metrics(whole)
+    after, expected = weights(tmp_path / "run"), weights(whole)
+    assert all(torch.equal(after[name], tensor) for name, tensor in expected.items())
+
+
 def test_a_run_stopped_before_its_last_evaluation_keeps_it_when_made_longer(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
