@@ -45,7 +45,7 @@ def compare_command(runs: tuple[Path, ...], force: bool, as_json: bool) -> None:
 
 def _seeds_table(metrics: dict[str, list[dict[str, Any]]]) -> Any:
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     groups = [entry["group"] for entry in next(iter(metrics.values()))]
     title = "over seeds: mean ± standard deviation (n)"
@@ -54,7 +54,9 @@ def _seeds_table(metrics: dict[str, list[dict[str, Any]]]) -> Any:
             f"; differences from {groups[0]}, seed by seed: mean, its 95% interval, p of the paired t-test. Seeds of "
             "the transfer: another pretraining may differ by more"
         )
-    table = Table("", *map(escape, groups), title=escape(title), title_justify="left")
+    table = Table(
+        "", *(Column(escape(group), overflow="fold") for group in groups), title=escape(title), title_justify="left"
+    )
 
     def cell(entry: dict[str, Any]) -> str:
         if entry["mean"] is None:
@@ -73,11 +75,11 @@ def _seeds_table(metrics: dict[str, list[dict[str, Any]]]) -> Any:
 
 def _table(runs: list[dict[str, Any]], differing: dict[str, list[Any]]) -> Any:
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from codo.runs.console import duration
 
-    table = Table("", *(escape(run["run"]) for run in runs))
+    table = Table("", *(Column(escape(run["run"]), overflow="fold") for run in runs))
 
     def add(name: str, values: list[str]) -> None:
         table.add_row(escape(name), *map(escape, values))

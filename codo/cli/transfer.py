@@ -219,6 +219,8 @@ def _print_data(facts: dict[str, Any]) -> None:
     )
     if facts.get("val_boxes") == 0:
         warn("the images to evaluate on have no boxes: there will be no AP (-), and no best weights")
+    if both := facts["val_images_trained_on"]:
+        warn(f"{both} of the {facts['val_images']} images to evaluate on are among the training images")
     for split, reasons in facts["skipped"].items():
         for reason, count in reasons.items():
             warn(f"{split}: {count} x {reason}")

@@ -9,6 +9,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+from urllib.parse import unquote
 
 from msgspec import UNSET
 
@@ -25,6 +26,7 @@ from codo.data.coco_json import (
 from codo.data.files import ImageFiles
 from codo.data.images import list_files, list_images
 from codo.errors import CodoError
+from codo.runs.console import warn
 
 SIMPLE_LAYOUT = "images/ + instances_train.json + instances_val.json"
 OFFICIAL_LAYOUT = (
@@ -164,7 +166,11 @@ def split_paths(root: Path, split: str) -> ImageFiles:
         return ImageFiles.of([])
     json_path, folder = found
     content = read_json(json_path, images_alone=True)
-    images, _ = _images(entries_of(content, "images", json_path), json_path, folder)
+    entries = entries_of(content, "images", json_path)
+    images, absent = _images(entries, json_path, folder)
+    if absent:
+        example = next(e["file_name"] for e in map(entry_of, entries) if e["id"] in absent)
+        warn(f"{json_path}: {len(absent)} of its {len(entries)} images are not in {folder}, e.g. {example!r}")
     return ImageFiles.of([image.path for image in images])
 
 
@@ -248,7 +254,7 @@ def _images(entries: list[Any], path: Path, folder: Path) -> tuple[list[CocoImag
             raise CodoError(f"{where}: image id {image_id} occurs twice")
         seen.add(image_id)
         # What the listing has lies inside; only other names need the slow look.
-        relative = name if name in present else _inside(name, outside, where, folder)
+        relative = name if name in present else _spelt(name, present, folder) or _inside(name, outside, where, folder)
         if relative in present:
             kept.append(CocoImage(image_id, name, folder / relative, width, height))
         else:
@@ -259,14 +265,26 @@ def _images(entries: list[Any], path: Path, folder: Path) -> tuple[list[CocoImag
     return kept, absent
 
 
+def _spelt(name: str, present: set[str], folder: Path) -> str | None:
+    """Find a name as some tools write it: with backslashes, percent-encoded, or with the image folder's own name."""
+    for plain in (name, unquote(name)):
+        plain = plain.replace("\\", "/")
+        for candidate in (plain, plain.removeprefix(f"{folder.name}/")):
+            if candidate in present:
+                return candidate
+    return None
+
+
 def _inside(name: str, leaving: set[str], where: str, folder: Path) -> str:
     """Return `name` as a plain posix path below `folder`, or refuse it."""
     pure, windows = PurePosixPath(name), PureWindowsPath(name)
-    climbs = pure.is_absolute() or bool(windows.anchor) or ".." in pure.parts or ".." in windows.parts
-    relative = str(pure)
-    if climbs or (leaving and any(str(p) in leaving for p in (pure, *pure.parents))):
+    if pure.is_absolute() or windows.anchor or ".." in pure.parts or ".." in windows.parts:
         raise CodoError(f"{where}: file_name {name!r} leaves the image folder {folder}; refused")
-    return relative
+    if leaving and any(str(p) in leaving for p in (pure, *pure.parents)):
+        raise CodoError(
+            f"{where}: {name!r} is, or lies behind, a symbolic link that leads out of {folder}; copy the files (cp -rL)"
+        )
+    return str(pure)
 
 
 def _annotations(

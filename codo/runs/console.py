@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeElapsedColumn
+from rich.table import Column
 from rich.text import Text
 
 
@@ -47,6 +48,15 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+class _Figures(TextColumn):
+    """Cut at its end where the terminal is narrow: what stands beside it is more."""
+
+    def render(self, task: Task) -> Text:
+        text = super().render(task)
+        text.no_wrap, text.overflow = True, "ellipsis"
+        return text
+
+
 class JobProgress:
     """Progress of a job of `total` steps: step, the latest figures, images/s, share of waiting for data, time left.
 
@@ -62,14 +72,15 @@ class JobProgress:
         self._progress: Progress | None = None
         if stderr.is_terminal:
             self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}", markup=False),
-                TimeElapsedColumn(),
+                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+                BarColumn(bar_width=12),
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
+                _Figures("{task.fields[figures]}", markup=False, table_column=Column()),
+                TextColumn("left {task.fields[left]}", table_column=Column(no_wrap=True)),
+                TimeElapsedColumn(table_column=Column(no_wrap=True)),
                 console=stderr,
             )
-            self._task = self._progress.add_task(description, total=total, completed=done, figures="")
+            self._task = self._progress.add_task(description, total=total, completed=done, figures="", left="")
 
     def __enter__(self) -> JobProgress:
         if self._progress:
@@ -86,13 +97,13 @@ class JobProgress:
         """Show that `step` steps are done, with the latest figures by name."""
         elapsed = time.monotonic() - self._start
         left = elapsed / max(1, step - self.first) * (self.total - step)
-        shown = {**figures, "left": duration(left)}
-        text = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+        words = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items()]
         if self._progress:
-            self._progress.update(self._task, completed=step, figures=text)
+            self._progress.update(self._task, completed=step, figures="  ".join(words), left=duration(left))
         elif step == self.total or time.monotonic() - self._last_plain >= PLAIN_SECONDS:
             self._last_plain = time.monotonic()
-            stderr.print(f"{self.description} {step}/{self.total}  {text}", markup=False)
+            line = "  ".join([f"{self.description} {step}/{self.total}", *words, f"left {duration(left)}"])
+            stderr.print(line, markup=False)
 
     def note(self, text: str) -> None:
         """Print a line above the display."""

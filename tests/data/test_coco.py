@@ -184,6 +184,35 @@ def test_what_is_not_coco_is_refused(
     assert str(tmp_path / "instances_train.json") in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "name", ["sub\\b c.jpg", "sub/b%20c.jpg", "images/sub/b c.jpg", "images\\sub\\b%20c.jpg", "images%2Fsub%2Fb c.jpg"]
+)
+def test_names_as_other_tools_spell_them(
+    write: Callable[[Any], Path], content: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "images" / "sub" / "b c.jpg").touch()
+    content["images"][0]["file_name"] = name
+    assert load_coco(write(content), tmp_path / "images").images[0].path == tmp_path / "images" / "sub" / "b c.jpg"
+    (tmp_path / "x.jpg").touch()
+    for outside in ("..%2Fx.jpg", "images/../../x.jpg", "..\\x.jpg"):  # percent-encoded it is a name that is not there
+        content["images"][0]["file_name"] = outside
+        if "%" in outside:
+            assert len(load_coco(write(content), tmp_path / "images").images) == 2
+        else:
+            with pytest.raises(CodoError, match="leaves the image folder"):
+                load_coco(write(content), tmp_path / "images")
+
+
+def test_backgrounds_that_are_listed_and_absent_are_told(
+    write: Callable[[Any], Path], content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content["images"][0]["file_name"] = "gone.jpg"
+    file = write(content)
+    assert len(split_paths(tmp_path, "train")) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{file}: 1 of its 3 images are not in {tmp_path / 'images'}, e.g. 'gone.jpg'" in said
+
+
 def test_links_that_leave_the_folder_are_refused_if_named(
     write: Callable[[Any], Path], content: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -195,7 +224,7 @@ def test_links_that_leave_the_folder_are_refused_if_named(
     for name, refused in {"file.jpg": True, "folder/x.jpg": True, "near.jpg": False, "./a.jpg": False}.items():
         content["images"][0]["file_name"] = name
         if refused:
-            with pytest.raises(CodoError, match="leaves the image folder"):
+            with pytest.raises(CodoError, match="a symbolic link that leads out of"):
                 load_coco(write(content), tmp_path / "images")
         else:
             assert len(load_coco(write(content), tmp_path / "images").images) == 3

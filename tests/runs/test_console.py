@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from codo.runs import console as module
 from codo.runs.console import PLAIN_SECONDS, JobProgress, counter, duration, warn
@@ -109,10 +110,23 @@ def test_a_terminal_gets_a_live_bar_and_no_plain_lines(terminal: io.StringIO, cl
         progress.note("a note with [brackets]")
     shown = terminal.getvalue()
     assert " 5/10" in shown
-    assert "loss 0.1235  left 1 min 40 s" in shown
+    assert "loss 0.1235 left 1 min 40 s" in shown
     assert "a note with [brackets]" in shown
     assert "pretrain 5/10" not in shown
     assert shown.index(HIDE) < shown.rindex(SHOW)
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_narrow_terminal_cuts_the_figures_and_nothing_else(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr("codo.runs.console.stderr", Console(file=file, force_terminal=True, width=width))
+    with JobProgress(936, "pretrain") as progress:
+        progress.update(120, {f"figure{i}": 1.5 for i in range(9)})
+    last = Text.from_ansi(file.getvalue().split("\x1b[2K")[-1]).plain
+    assert "pretrain " in last
+    assert " 120/936 figure0 " in last
+    assert " left " in last
+    assert ("figure8" in last) == (width == 200)
 
 
 def test_a_failure_gives_the_terminal_its_cursor_back(terminal: io.StringIO) -> None:

@@ -63,11 +63,14 @@ class Bench:
             CodoError: too few of the images can be read.
         """
         side = patch_side(canvas)
-        instances, patches = take(images.foregrounds, images.instances, lambda path: square(path, side))
+        instances, patches = take(
+            images.foregrounds, images.instances, lambda path: square(path, side), images.fewest[0]
+        )
         scenes, backgrounds = take(
             images.backgrounds,
             images.backgrounds_per_instance,
             lambda path: resize(decode(path, canvas), canvas, canvas),
+            images.fewest[1],
         )
         box = patch_box(canvas)
         views = np.stack(

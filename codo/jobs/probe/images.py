@@ -30,6 +30,7 @@ class ProbeImages:
         instances: how many of them to take.
         backgrounds: paths.
         backgrounds_per_instance: how many of them to take.
+        fewest: of both how many will do, where some cannot be read: as many as were asked for, or 2.
         held_out: whether the run has trained on none of them.
         described: where they come from, for records.
     """
@@ -39,6 +40,7 @@ class ProbeImages:
     instances: int
     backgrounds: list[Path]
     backgrounds_per_instance: int
+    fewest: tuple[int, int]
     held_out: bool
     described: dict[str, str]
 
@@ -98,6 +100,7 @@ def choose_images(
         _number(instances, INSTANCES, len(candidates), "--instances", "foregrounds"),
         scenes,
         _number(backgrounds_per_instance, BACKGROUNDS, len(scenes), "--backgrounds-per-instance", "backgrounds"),
+        (instances or 2, backgrounds_per_instance or 2),
         held_out,
         {"foregrounds": foregrounds.name + (", not trained on" if fresh else ""), "backgrounds": name},
     )

@@ -65,7 +65,11 @@ def load_data(config: TransferConfig) -> Data:
     train = take_fraction(whole, config.data.fraction, config.seed)
     boxes = [len(training_annotations(train, image.id, masks)) for image in train.images]
     if not sum(boxes):
-        raise CodoError(f"data: the {len(boxes)} training images of {paths.train_json} have no boxes")
+        why = "; ".join(f"{count} x {reason}" for reason, count in whole.skipped.items())
+        raise CodoError(
+            f"data: the {len(boxes)} training images of {paths.train_json} have no boxes" + (f" ({why})" if why else "")
+        )
+    _check_pixels(train, paths.train_json)
     fingerprint = fingerprint_of(train, val, masks=masks)
     facts = {
         "name": paths.name,
@@ -74,6 +78,7 @@ def load_data(config: TransferConfig) -> Data:
         "train_images_without_boxes": boxes.count(0),
         "train_boxes": sum(boxes),
         "val_images": len(val.images),
+        "val_images_trained_on": len({i.path for i in whole.images} & {i.path for i in val.images}),
         "val_boxes": sum(len(training_annotations(val, image.id)) for image in val.images),
         "classes": len(labels),
         "fraction": config.data.fraction,
@@ -82,6 +87,21 @@ def load_data(config: TransferConfig) -> Data:
         "whole_fingerprint": fingerprint if config.data.fraction >= 1 else fingerprint_of(whole, val, masks=masks),
     }
     return Data(paths.name, train, val, labels, masks, facts, fingerprint)
+
+
+def _check_pixels(coco: CocoDataset, path: Path) -> None:
+    """Refuse boxes of which nearly all lie within the first pixel: they are shares of the image's sides.
+
+    Raises:
+        CodoError: nine tenths of them do.
+    """
+    boxes = [annotation["bbox"] for image in coco.images for annotation in coco.annotations[image.id]]
+    inside = sum(x + w <= 1.01 and y + h <= 1.01 for x, y, w, h in boxes)
+    if inside >= 0.9 * len(boxes):
+        raise CodoError(
+            f"{path}: {inside} of {len(boxes)} boxes lie within the first pixel: are they normalised? COCO's are x, y, "
+            "width, height in pixels"
+        )
 
 
 @contextmanager

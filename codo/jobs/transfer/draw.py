@@ -6,9 +6,13 @@ import colorsys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
+
+FONT = f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"
+"""Of labels: Latin, Greek, Cyrillic; comes with matplotlib."""
 
 MASK_OPACITY = 0.45
 GOLDEN = 0.618034
@@ -40,7 +44,7 @@ def draw_detections(image: np.ndarray, results: Sequence[dict[str, Any]], names:
     pen = ImageDraw.Draw(picture)
     short = min(picture.size)
     width = max(1, round(short / 200))
-    font = ImageFont.load_default(size=max(9, round(short / 32)))
+    font = ImageFont.truetype(FONT, size=max(9, round(short / 32)))
     for result in order:
         ink_rgb = colours[result["category_id"]]
         x, y, w, h = result["bbox"]

@@ -242,18 +242,6 @@ def make_plan_of(found: Grid, tmp_path) -> Plan:
     return Plan(found, Store(tmp_path / "jobs"))
 
 
-def test_rows_that_differ_in_another_transfer_alone_are_tuned_as_one(tmp_path):
-    tune = "tune: {field: optim.lr, values: [0.1, 0.2], seed: 7, protocol: frozen}\n"
-    body = "rows:\n  a: {}\n  same: {transfer.freeze: [backbone]}\nreference: a\n" + tune
-    (tmp_path / "grid.yaml").write_text(
-        f"title: T\ndesign: rows\nbase: {{preset: codo-small}}\n{body}transfer:\n  all: {{epochs: 3}}\n"
-        "  frozen: {epochs: 3, freeze: [backbone]}\n"
-    )
-    found = load_grid(tmp_path / "grid.yaml")
-    assert len(trials_of(found).rows) == 4
-    assert trials_of(found).rows[0].pretrain == trials_of(found).rows[2].pretrain
-
-
 def test_rows_that_tuning_makes_the_same_are_named(tmp_path):
     body = "axes:\n  high: {optim.lr: 0.06}\ntune: {field: optim.lr, factors: [1, 3], seed: 7}\n"
     found = grid(tmp_path, "ladder", body)

@@ -48,6 +48,17 @@ def bench(images):
     return Bench.build(probe_images(tiny_config(images), **FEW), 64)
 
 
+def test_images_that_cannot_be_read_are_made_up_for_unless_a_number_is_asked_for(tmp_path, images):
+    for i, path in enumerate(sorted((images / "foregrounds").iterdir())[:6]):
+        (tmp_path / f"{i}.png").write_bytes(b"broken" if i == 3 else path.read_bytes())
+    found = Bench.build(choose_images(tmp_path, None, trained=None, pasted=None), 64)
+    assert len(found.files[0]) + len(found.files[1]) == 5
+    more = {"instances": 3, "backgrounds_per_instance": 3}
+    chosen = choose_images(tmp_path, None, trained=None, pasted=None, **more)
+    with pytest.raises(CodoError, match=r"images are needed, only \d of 3 can be read"):
+        Bench.build(chosen, 64)
+
+
 def test_only_the_background_differs_between_the_composites_of_an_instance(bench):
     pictures = bench.composites(bench.patches)
     assert pictures.shape == (4, 3, 64, 64, 3)

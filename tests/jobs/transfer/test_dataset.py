@@ -206,5 +206,27 @@ def test_paths_can_be_given_one_by_one(make_config: Callable[..., TransferConfig
 def test_a_set_without_boxes_is_refused(make_config: Callable[..., TransferConfig], own_root: Path) -> None:
     content = json.loads((own_root / "instances_train.json").read_text())
     (own_root / "instances_train.json").write_text(json.dumps({**content, "annotations": []}))
-    with pytest.raises(CodoError, match=r"6 training images .* have no boxes"):
+    with pytest.raises(CodoError, match=r"6 training images .* have no boxes$"):
         load_data(make_config(data={"root": str(own_root)}))
+    for annotation in content["annotations"]:
+        annotation["image_id"] = 99
+    (own_root / "instances_train.json").write_text(json.dumps(content))
+    with pytest.raises(CodoError, match=r"have no boxes \(10 x annotation for an image that is not listed\)$"):
+        load_data(make_config(data={"root": str(own_root)}))
+
+
+def test_normalised_boxes_are_refused(make_config: Callable[..., TransferConfig], own_root: Path) -> None:
+    content = json.loads((own_root / "instances_train.json").read_text())
+    for annotation in content["annotations"]:
+        annotation["bbox"] = [value / 100 for value in annotation["bbox"]]
+    (own_root / "instances_train.json").write_text(json.dumps(content))
+    with pytest.raises(CodoError, match=r"10 of 10 boxes lie within the first pixel: are they normalised"):
+        load_data(make_config(data={"root": str(own_root)}))
+
+
+def test_images_that_are_trained_on_and_evaluated_on_are_counted(
+    make_config: Callable[..., TransferConfig], own_root: Path
+) -> None:
+    assert load_data(make_config(data={"root": str(own_root)})).facts["val_images_trained_on"] == 0
+    shutil.copy(own_root / "instances_train.json", own_root / "instances_val.json")
+    assert load_data(make_config(data={"root": str(own_root)})).facts["val_images_trained_on"] == 6
