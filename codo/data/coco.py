@@ -212,11 +212,11 @@ def _split_jsons(root: Path, split: str) -> dict[str, Path]:
 
 def _image_folder(root: Path, split: str, year: str) -> Path:
     """Find the image folder that goes with a split's JSON."""
-    names = ["images"] if year == "simple" else [f"{split}{year}", f"images/{split}{year}"]
+    names = ["images"] if year == "simple" else [f"{split}{year}", f"images/{split}{year}", "images"]
     for name in names:
         if (root / name).is_dir():
             return root / name
-    raise CodoError(f"{root} has the {split} annotations but not the images: no folder {names[0]}/ in it")
+    raise CodoError(f"{root} has the {split} annotations but not the images: no folder {'/, or '.join(names)}/ in it")
 
 
 def _said(years: list[str]) -> str:

@@ -6,8 +6,10 @@ import io
 import os
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,11 +20,15 @@ from torch.nn.functional import interpolate
 
 from codo.data.files import ImageFiles, ImageSource, Member, read_source, source_size
 from codo.errors import CodoError
+from codo.runs.console import warn
 
 SUFFIXES: tuple[str, ...] = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm"
 )  # fmt: skip
 """File name endings that count as images, whatever their case."""
+
+UNREAD = (".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".arw")
+"""Endings of photos that are not read; a folder that has some is told so."""
 
 MAX_PIXELS = 178_956_970
 """Larger pictures are refused: twice Pillow's warning threshold, where Pillow itself speaks of a bomb."""
@@ -103,11 +109,19 @@ def list_images(folder: Path) -> ImageFiles:
                 f"{folder / name} is a symbolic link that leads out of {folder}; "
                 "name the folder that it leads to, or copy the files (cp -rL)"
             )
+    passed = Counter(suffix for name in listing.files if (suffix := Path(name).suffix.lower()) in UNREAD)
+    if passed:
+        _tell_passed(folder, ", ".join(f"{count} {suffix}" for suffix, count in sorted(passed.items())))
     images = ImageFiles(folder, (name for name in listing.files if name.lower().endswith(SUFFIXES)))
     if not images:
         known = " ".join(suffix[1:] for suffix in SUFFIXES)
         raise CodoError(f"no images in {folder}: none of its {len(listing.files)} files ends in {known}")
     return images
+
+
+@cache
+def _tell_passed(folder: Path, what: str) -> None:
+    warn(f"{folder}: photos of formats that are not read are passed over ({what}); convert them to JPEG or PNG")
 
 
 def decode(path: ImageSource, min_side: int | None = None) -> np.ndarray:

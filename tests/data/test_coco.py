@@ -306,6 +306,17 @@ def test_layouts_are_found(root: Path) -> None:
     assert splits.layout.startswith("simple layout")
 
 
+def test_one_folder_of_images_beside_the_annotations_will_do(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / "annotations" / f"instances_{split}.json").write_text("{}")
+    with pytest.raises(CodoError, match="no folder train/, or images/train/, or images/ in it"):
+        find_splits(tmp_path)
+    (tmp_path / "images").mkdir()
+    found = find_splits(tmp_path)
+    assert found.train_images == found.val_images == tmp_path / "images"
+
+
 def test_no_layout_names_both_and_what_is_there(root: Path) -> None:
     with pytest.raises(CodoError, match=r"instances_train\.json.*instances_train2017\.json.*there is files/$"):
         find_splits(root)

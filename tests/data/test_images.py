@@ -326,3 +326,13 @@ def test_real_images_decode(real_data: Path) -> None:
         image = decode(path, min_side=128)
         assert image_size(path) == (image.shape[1], image.shape[0])
         assert image.std() > 1
+
+
+def test_photos_of_formats_that_are_not_read_are_told_once(tmp_path, capsys):
+    for name in ("a.jpg", "b.HEIC", "c.heic", "d.avif", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_images(tmp_path)] == ["a.jpg"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "photos of formats that are not read are passed over (1 .avif, 2 .heic)" in said
+    list_images(tmp_path)
+    assert capsys.readouterr().err == ""
