@@ -93,11 +93,12 @@ def _check_pixels(coco: CocoDataset, path: Path) -> None:
     """Refuse boxes of which nearly all lie within the first pixel: they are shares of the image's sides.
 
     Raises:
-        CodoError: nine tenths of them do.
+        CodoError: nine tenths of them do, in the first thousand images.
     """
-    boxes = [annotation["bbox"] for image in coco.images for annotation in coco.annotations[image.id]]
+    looked_at = coco.images[:1000]
+    boxes = [annotation["bbox"] for image in looked_at for annotation in coco.annotations[image.id]]
     inside = sum(x + w <= 1.01 and y + h <= 1.01 for x, y, w, h in boxes)
-    if inside >= 0.9 * len(boxes):
+    if boxes and inside >= 0.9 * len(boxes):
         raise CodoError(
             f"{path}: {inside} of {len(boxes)} boxes lie within the first pixel: are they normalised? COCO's are x, y, "
             "width, height in pixels"
