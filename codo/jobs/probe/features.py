@@ -12,6 +12,7 @@ from torchvision.ops import roi_align
 from codo.backbones import LEVELS, STRIDES
 from codo.heads.box import POOLED_SIZE
 from codo.model import AlignedEncoder, StageEncoder
+from codo.model.statistics import modes_kept
 
 COMMON = "backbone"
 """What the figures without a prefix are of; every encoder has it."""
@@ -113,14 +114,3 @@ def frozen(encoder: nn.Module) -> Iterator[None]:
     with modes_kept(encoder), torch.no_grad():
         encoder.eval()
         yield
-
-
-@contextmanager
-def modes_kept(encoder: nn.Module) -> Iterator[None]:
-    """Put every module back into the mode that it was in, training or evaluation."""
-    modes = [(module, module.training) for module in encoder.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from codo.augment import normalise
 from codo.backbones import LEVELS
 from codo.jobs.probe.bench import Bench, square
-from codo.jobs.probe.features import COMMON, Encoder, embed, frozen, looks_at_the_box, modes_kept, representations
+from codo.jobs.probe.features import COMMON, Encoder, embed, frozen, looks_at_the_box, representations
 from codo.jobs.probe.images import take
 from codo.measures import (
     alignment,
@@ -28,6 +28,7 @@ from codo.measures import (
     variance_shares,
 )
 from codo.measures.variance import chance_ratio
+from codo.model.statistics import modes_kept, renewed
 
 BATCH = 64
 """Images embedded at once."""
@@ -116,17 +117,12 @@ def settle_norms(encoder: Encoder, bench: Bench, device: torch.device) -> None:
         bench: the composites, every instance on every background.
         device: where the encoder is.
     """
-    norms = {m: m.momentum for m in encoder.modules() if isinstance(m, _BatchNorm) and m.track_running_stats}
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
-    with modes_kept(encoder), torch.no_grad():
+    norms = [m for m in encoder.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    with modes_kept(encoder), renewed(norms), torch.no_grad():
         encoder.train()
         for part in bench.patches.split(max(2, BATCH // len(bench.backgrounds))):
             pictures = bench.composites(part).flatten(0, 1)
             encoder(prepared(pictures, device), bench.box.to(device).expand(len(LEVELS), len(pictures), 4))
-    for norm, momentum in norms.items():
-        norm.momentum = momentum
 
 
 def prepared(pictures: Tensor, device: torch.device) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from codo.jobs.transfer.dataset import DetectionDataset
 from codo.jobs.transfer.evaluate import to_input
 from codo.jobs.transfer.norms import batch_norms
 from codo.jobs.transfer.weights import fresh_modules
+from codo.model.statistics import modes_kept, renewed
 from codo.runs.hardware import Hardware
 
 SETTLE_IMAGES = 128
@@ -59,38 +62,26 @@ def settle_norms(
     norms = fresh_norms(detector, groups)
     if not norms:
         return 0
-    momenta = [norm.momentum for norm in norms]
-    modes = {module: module.training for module in detector.modules()}
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
 
     def follow(module: nn.Module, given: Any) -> None:
         for norm in norms:
             norm.train()
 
-    detector.eval()
-    hook = detector.register_forward_pre_hook(follow)  # after the one that holds them
-    try:
-        with torch.no_grad(), hardware.autocast():
-            for batch in _batches(dataset):
+    with modes_kept(detector), renewed(norms), torch.no_grad(), hardware.autocast():
+        detector.eval()
+        hook = detector.register_forward_pre_hook(follow)  # after the one that holds them
+        try:
+            readable = islice(_readable(dataset), SETTLE_IMAGES)
+            while batch := list(islice(readable, SETTLE_BATCH)):
                 detector([to_input(image, hardware.device) for image in batch])
-    finally:
-        hook.remove()
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, training in modes.items():
-            module.training = training
+        finally:
+            hook.remove()
     return len(norms)
 
 
-def _batches(dataset: DetectionDataset) -> list[list[torch.Tensor]]:
-    images: list[torch.Tensor] = []
+def _readable(dataset: DetectionDataset) -> Iterator[torch.Tensor]:
     pictures = Images(dataset)
     for index in range(len(pictures)):
         image, reason = pictures[index]
         if reason is None:
-            images.append(image)
-        if len(images) == SETTLE_IMAGES:
-            break
-    return [images[i : i + SETTLE_BATCH] for i in range(0, len(images), SETTLE_BATCH)]
+            yield image
