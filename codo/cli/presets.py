@@ -29,7 +29,10 @@ def presets_command(name: str | None) -> None:
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 def diff_command(a: str, b: str) -> None:
-    """Show the fields in which A and B differ. Each is a preset, a YAML file or the folder of a pretraining run."""
+    """Show the fields in which A and B differ. Each is a preset, a YAML file or the folder of a run.
+
+    Both are of pretraining, or both of transfer.
+    """
     import json
 
     from rich.markup import escape

@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from codo.config.load import differences, load_pretrain_config
-from codo.config.presets import ALIASES, PRESETS
+from codo.config.load import differences, load_config, load_pretrain_config, read_yaml
+from codo.config.presets import ALIASES, PRESETS, TRANSFER_PRESETS
 from codo.config.pretrain import PretrainConfig
+from codo.config.transfer import TransferConfig
 from codo.errors import CodoError
 
 
@@ -60,22 +61,34 @@ def _lines(tree: dict[str, Any], sources: dict[str, str], own: set[str], prefix:
             yield f"{indent}{key}: {text}  # {sources[field]}{' *' if field in own else ''}"
 
 
-def load_any(name: str) -> PretrainConfig:
-    """Load a config by the name of a preset, a YAML file, or a run folder.
+def load_any(name: str) -> PretrainConfig | TransferConfig:
+    """Load a config by the name of a preset of pretraining, a YAML file, or a run folder.
+
+    A file is of transfer if it has a field that pretraining has not.
 
     Raises:
-        CodoError: none of the three.
+        CodoError: none of the three, or as `load_config`.
     """
     path = Path(name)
-    if path.is_dir() and (path / "config.yaml").is_file():
-        return load_pretrain_config(file=path / "config.yaml")
-    if path.is_file():
-        return load_pretrain_config(file=path)
+    file = path / "config.yaml" if path.is_dir() else path
+    if file.is_file():
+        fields = read_yaml(file).keys() - PretrainConfig.model_fields.keys()
+        if fields & TransferConfig.model_fields.keys():
+            return load_config(TransferConfig, TRANSFER_PRESETS, file=file, default_preset="small")
+        return load_pretrain_config(file=file)
     if name in PRESETS or name in ALIASES:
         return load_pretrain_config(preset=name)
     raise CodoError(f"{name}: neither a preset ({', '.join(PRESETS)}), nor a YAML file, nor a run folder")
 
 
 def diff(a: str, b: str) -> dict[str, tuple[Any, Any]]:
-    """List the dotted fields in which two configs differ, each with both values; for names see `load_any`."""
-    return differences(load_any(a), load_any(b))
+    """List the dotted fields in which two configs differ, each with both values; for names see `load_any`.
+
+    Raises:
+        CodoError: as `load_any`; one is of pretraining, the other of transfer.
+    """
+    left, right = load_any(a), load_any(b)
+    if type(left) is not type(right):
+        of_transfer, of_pretraining = (a, b) if isinstance(left, TransferConfig) else (b, a)
+        raise CodoError(f"{of_transfer} is of transfer and {of_pretraining} of pretraining: they share no settings")
+    return differences(left, right)

@@ -195,6 +195,12 @@ def load_coco(json_path: Path, images: Path) -> CocoDataset:
     skipped = {FILE_ABSENT: len(absent)} if absent else {}
     entries = entries_of(content, "annotations", json_path)
     annotations = _annotations(entries, json_path, kept, absent, categories, skipped)
+    beyond = skipped.get(BOX_CLIPPED, 0) + skipped.get(BOX_OUTSIDE, 0)
+    if beyond > 0.2 * len(entries):
+        warn(
+            f"{json_path}: {beyond} of {len(entries)} boxes reach beyond their image: are they x1, y1, x2, y2? "
+            "COCO's are x, y, width, height"
+        )
     return CocoDataset(kept, annotations, categories, skipped)
 
 

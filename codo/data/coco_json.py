@@ -128,11 +128,14 @@ def checked(entry: Any, keys: dict[str, type], where: str) -> list[Any]:
     for key, kind in keys.items():
         if not isinstance(entry, dict) or key not in entry:
             raise CodoError(f"{where} has no {key!r}")
-        if not isinstance(entry[key], kind) or isinstance(entry[key], bool):
+        value = entry[key]
+        if kind is int and isinstance(value, float) and value.is_integer():
+            value = int(value)  # 288.0, as some tools write
+        if not isinstance(value, kind) or isinstance(value, bool):
             raise CodoError(
                 f"{where}: {key} is {entry[key]!r:.60}; a {'text' if kind is str else 'whole number'} is expected"
             )
-        values.append(entry[key])
+        values.append(value)
     return values
 
 

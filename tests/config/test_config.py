@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from codo.config import PRETRAIN_PRESETS, PretrainConfig, dump_yaml, fingerprint
+from codo.config import PRETRAIN_PRESETS, PretrainConfig, TransferConfig, dump_yaml, fingerprint
 from codo.config import load_pretrain_config as load
 from codo.config.explain import default_sources, diff, explain_preset
 from codo.config.load import differences, read_yaml
@@ -311,6 +311,17 @@ def test_insloc_differs_from_codo_in_what_the_method_says(tmp_path):
     assert diff(str(tmp_path / "config.yaml"), "insloc") == {"seed": (3, 0)}
     with pytest.raises(CodoError, match="neither a preset"):
         diff("inslock", "codo")
+
+
+def test_transfers_are_compared_with_each_other_alone(tmp_path):
+    run, file = tmp_path / "run", tmp_path / "mine.yaml"
+    run.mkdir()
+    (run / "config.yaml").write_text(dump_yaml(TransferConfig(freeze=("backbone",))))
+    file.write_text("detector: retinanet\n")
+    assert diff(str(run), str(file)) == {"freeze": (["backbone"], []), "detector": ("faster_rcnn", "retinanet")}
+    for pair in ((str(run), "codo"), ("codo", str(run))):
+        with pytest.raises(CodoError, match=r"run is of transfer and codo of pretraining: they share no settings"):
+            diff(*pair)
 
 
 @pytest.mark.parametrize("field", CHANGED)

@@ -113,6 +113,37 @@ def test_boxes(
     assert data.skipped == ({} if reason is None else {reason: 1})
 
 
+def test_whole_numbers_may_be_written_as_floats(
+    write: Callable[[Any], Path], content: dict[str, Any], tmp_path: Path
+) -> None:
+    content["images"][0] |= {"id": 7.0, "width": 100.0, "height": 50.0}
+    content["annotations"][0]["image_id"] = 7.0
+    image = load_coco(write(content), tmp_path / "images").images[0]
+    assert (image.id, image.width, image.height) == (7, 100, 50)
+    assert all(type(number) is int for number in (image.id, image.width, image.height))
+    content["images"][0]["width"] = 100.5
+    with pytest.raises(CodoError, match=r"width is 100.5; a whole number is expected"):
+        load_coco(write(content), tmp_path / "images")
+
+
+@pytest.mark.parametrize("corners", [True, False])
+def test_boxes_given_by_their_corners_are_suspected(
+    write: Callable[[Any], Path],
+    content: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    corners: bool,
+) -> None:
+    boxes = [[60, 20, 30, 20], [10, 5, 80, 40], [90, 40, 8, 8], [2, 1, 30, 20], [1, 1, 4, 9], [70, 3, 20, 9]]
+    content["annotations"] = [
+        {"id": i, "image_id": 7, "category_id": 1, "bbox": [x, y, x * corners + w, y * corners + h]}
+        for i, (x, y, w, h) in enumerate(boxes)
+    ]
+    load_coco(write(content), tmp_path / "images")
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("3 of 6 boxes reach beyond their image: are they x1, y1, x2, y2?" in said) == corners
+
+
 def test_annotations_of_nothing_are_counted(
     write: Callable[[Any], Path], content: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -187,5 +187,9 @@ class Results(_Record):
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"]))
             raise CodoError(f"cannot read {path} as results: {where}{': ' if where else ''}{first['msg']}") from error
-        except (OSError, ValueError) as error:
+        except FileNotFoundError as error:
+            raise CodoError(f"{path} is not there: the folder of a grid is expected, written by codo ablate") from error
+        except OSError as error:
+            raise CodoError(f"cannot read {path}: {error.strerror}") from error
+        except ValueError as error:
             raise CodoError(f"cannot read {path} as results: {str(error).splitlines()[0]}") from error

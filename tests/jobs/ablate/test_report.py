@@ -390,6 +390,10 @@ def test_a_damaged_results_json_is_told_where(tmp_path):
     (tmp_path / "results.json").write_text('{"title"')
     with pytest.raises(CodoError, match=r"results.json as results: Invalid JSON: EOF"):
         Results.read(tmp_path / "results.json")
+    with pytest.raises(CodoError, match=r"runs/1/results.json is not there: the folder of a grid is expected"):
+        Results.read(tmp_path / "runs" / "1" / "results.json")
+    with pytest.raises(CodoError, match=r"cannot read .*: Is a directory"):
+        Results.read(tmp_path)
 
 
 def test_cells_csv_without_metrics():
