@@ -22,7 +22,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     with atomic_path(path) as temporary:
         try:
             torch.save(state, temporary)
-        except RuntimeError as error:  # torch's zip writer reports a full disk this way
+        except RuntimeError as error:  # torch's zip writer reports a full disk this way, and not in these words
+            with open(temporary, "ab") as file:
+                file.write(bytes(2**20))
             raise OSError(str(error).splitlines()[0]) from error
 
 
