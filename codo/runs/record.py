@@ -49,13 +49,17 @@ class RunFolder:
         """Refuse a folder that holds something, before any work is done for it.
 
         Args:
-            out: where to; None is free.
+            out: where to; None is a folder in `runs`.
             resumable: whether what asks for it can go on with the run that may be there.
 
         Raises:
             CodoError: `out` is a file, lies below one, cannot be written to, or exists and is not empty.
         """
         if out is None:
+            try:
+                check_place(Path("runs") / "config.yaml")
+            except CodoError as error:
+                raise CodoError(f"{error} with --out") from None
             return
         out = Path(out)
         if file := blocking_file(out / "config.yaml"):

@@ -105,8 +105,10 @@ def test_the_lock_file_of_a_process_killed_at_its_start_is_nothing(tmp_path: Pat
     assert RunFolder.create(tmp_path, "pretrain").path == tmp_path
 
 
-def test_checking_makes_nothing(tmp_path: Path) -> None:
+def test_checking_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     RunFolder.check_free(None)
+    assert list(tmp_path.iterdir()) == []
     RunFolder.check_free(tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
 
@@ -118,6 +120,8 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CodoError, match="cannot make the run folder runs: runs is a file"):
         RunFolder.create(None, "pretrain")
+    with pytest.raises(CodoError, match=r"^cannot write runs.config.yaml: runs is a file; choose another"):
+        RunFolder.check_free(None)
 
 
 def test_only_a_run_folder_is_opened(folder: RunFolder, hardware: Hardware) -> None:

@@ -54,7 +54,8 @@ def evaluate_run(
         >>> evaluate_run(Path("runs/first"), data="dataset/")["metrics"]["AP"]  # doctest: +SKIP
         31.4
     """
-    RunFolder.check_free(out, resumable=False)
+    if out is not None:
+        RunFolder.check_free(out, resumable=False)
     run = open_run(path, changes, best=best)
     config = _data_config(run.config, data, annotations, images)
     with nullcontext() if config is not run.config else moved_data_told(config, "--data DIR"):
