@@ -345,6 +345,13 @@ class PretrainConfig(Section):
                 f"mosaic: {self.mosaic} x {self.mosaic} views an image do not divide the batch of "
                 f"{self.optim.batch_size} in {self.model.bn_groups} BN groups (model.bn_groups)"
             )
+        alone = self.optim.batch_size == self.mosaic**2 * self.model.bn_groups
+        if alone and self.mosaic > 1 and self.model.bn_groups > 1:
+            raise ValueError(
+                f"mosaic: each of the {self.model.bn_groups} BN groups (model.bn_groups) is one image of "
+                f"{self.mosaic} x {self.mosaic} views, of the same samples for query and key, which BN would give "
+                f"away; take optim.batch_size={2 * self.optim.batch_size}, or fewer groups"
+            )
         if self.model.bn_groups % self.optim.accumulate:
             raise ValueError(
                 f"optim.accumulate: {self.optim.accumulate} must divide model.bn_groups ({self.model.bn_groups}), so "

@@ -267,19 +267,23 @@ def build_encoder(
         channels = backbone.stage_channels[LEVELS.index(k)]
         return make_projector(channels, channels, embedding)
 
-    def box_projectors() -> BoxProjectors | None:  # initialised last: with them no other weight is another
+    # These are initialised behind the others, whose weights are the same with them and without.
+    def box_projectors() -> BoxProjectors | None:
         return BoxProjectors({k: stage_projector(k) for k in stage_levels}, pooling) if "stage" in embeds else None
 
+    def canvas_projectors() -> CanvasProjectors:
+        return CanvasProjectors(
+            stage_projector(LEVELS[-1]) if "image" in embeds else None,
+            stage_projector(LEVELS[-1]) if "dense" in embeds else None,
+        )
+
     pooling = pool or RoIPool()
-    canvas = CanvasProjectors(
-        stage_projector(LEVELS[-1]) if "image" in embeds else None,
-        stage_projector(LEVELS[-1]) if "dense" in embeds else None,
-    )
     if backbone.fpn is None:
         if {"instance", "offsets", "cell"} & set(embeds):
             raise CodoError("a loss looks at the box, which needs alignment (it is pooled from the FPN)")
         whole = {k: stage_projector(k) for k in levels} if "level" in embeds else {}
-        return StageEncoder(backbone, whole, canvas, box_projectors())
+        stages = box_projectors()
+        return StageEncoder(backbone, whole, canvas_projectors(), stages)
     head = make_box_head(backbone.out_channels, box_head_fc)
     projector = make_projector(box_head_fc, projector_hidden, embedding)
     offsets = nn.Linear(box_head_fc, 4) if "offsets" in embeds else None
@@ -288,6 +292,7 @@ def build_encoder(
     if "cell" in embeds:
         channels = cell_channels(head, backbone.out_channels)
         cell = make_projector(channels, channels, embedding)
+    canvas = canvas_projectors()
     return AlignedEncoder(
         backbone, head, projector, pooling, canvas, embeds, levels, canonical_size, offsets, stages, cell
     )

@@ -257,7 +257,7 @@ ELSEWHERE = {
 }
 
 WITH = {
-    "mosaic": {"optim.batch_size": 8},
+    "mosaic": {"optim.batch_size": 8, "model.bn_groups": 1},
     "paste.mix_probability": {"paste.source": "mix"},
     "crop.area": {"background": False},
     "crop.aspect": {"background": False},

@@ -96,7 +96,7 @@ def test_a_users_own_projector_and_head_take_the_widths(images):
         return nn.Sequential(nn.Flatten(), nn.Linear(channels * 49, fc))
 
     encoder = build(embeds=("image", "level"), make_projector=projector, make_box_head=head, pool=RoIPool(0, True))
-    assert asked == [(512, 512, 8), (32, 32, 8)]
+    assert asked == [(32, 32, 8), (512, 512, 8)]
     assert tuple(encoder(images, BOXES).level.shape) == (4, 4, 8)
 
 

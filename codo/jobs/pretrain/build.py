@@ -186,7 +186,10 @@ def build_dataset(config: PretrainConfig, sources: Sources, parts: Parts | None 
     counts: dict[str, int] = {}
     skipped: list[str] = []
 
-    smallest = min(config.crop.area[0], config.paste.crop_area[0])
+    areas = [config.paste.crop_area] if config.background else [config.crop.area]
+    if config.mixes_views:
+        areas.append(config.crop.area)
+    smallest = min(low for low, _ in areas)
     detail = config.canvas * max(FOREGROUND_DETAIL, 1 / math.sqrt(smallest))
     foregrounds = pool("foregrounds", sources.foregrounds, short_side=int(detail))
     cropped = CropView(config.canvas, config.crop.area, config.crop.aspect)

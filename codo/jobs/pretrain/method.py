@@ -97,7 +97,8 @@ class Method(nn.Module):
             deepest = any(name in embeds and LEVELS[-1] in levels for name, levels in pooled.items())
             every_level = deepest or bool({"image", "dense"} & embeds)
         plain = not (parts.names().keys() - {"losses"}) and not (config.model.projector or config.model.box_head)
-        self.all_used = every_level and plain and ":" not in config.model.backbone
+        whole_trunk = config.alignment or not config.model.backbone.startswith("hrnet")  # C5 alone is not all of that
+        self.all_used = every_level and whole_trunk and plain and ":" not in config.model.backbone
         self.untrained = _untrained(config, embeds, {loss.embeds for loss, _ in own.values()})
         self.losses = nn.ModuleDict(losses | {name: loss for name, (loss, _) in own.items()})
 
@@ -123,6 +124,12 @@ def groups_of_process(config: PretrainConfig, world: World) -> int:
     if batch % size:
         raise CodoError(f"optim.batch_size: {batch} samples do not spread evenly over {size} processes")
     if groups == 1:
+        if batch // size % config.mosaic**2:
+            m, step = config.mosaic, size * config.mosaic**2
+            raise CodoError(
+                f"optim.batch_size: {batch} samples do not spread over {size} processes as mosaics of {m} x {m}; "
+                f"make it a multiple of {step}"
+            )
         return 1
     if groups % size or (groups // size) % config.optim.accumulate:
         step = size * config.optim.accumulate
@@ -136,16 +143,15 @@ def groups_of_process(config: PretrainConfig, world: World) -> int:
 def _untrained(config: PretrainConfig, embeds: set[str], own: set[str]) -> list[str]:
     """Name what of backbone, FPN and box head no loss reaches; all losses ask for `embeds`, a user's for `own`."""
     loss, found = config.loss, []
-    levels = [k for k, w in zip(loss.levels, config.level_weights, strict=True) if w or "level" in own]
+    weighted = [k for k, w in zip(loss.levels, config.level_weights, strict=True) if w or "level" in own]
     if config.alignment and {"instance", "level", "offsets", "cell"} & embeds:  # through the FPN to the whole backbone
         if not {"instance", "level", "offsets"} & embeds:  # a cell is taken before it
             found.append("the box head's fc layer")
         if "instance" in embeds or "level" not in embeds:  # each box from its own level
             return found
-        pooled = loss.levels if {"offsets", "cell"} & embeds else levels  # these look at all boxes alike
-        idle = [f"P{k}" for k in LEVELS if k not in pooled]
+        idle = [f"P{k}" for k in LEVELS if k not in loss.levels]  # weight 0 or not, one BN has all that is pooled
         return [f"the FPN's convolutions of {', '.join(idle)}"] if idle else []
-    reached = {"level": levels, "stage": loss.stage_levels, "image": LEVELS, "dense": LEVELS}
+    reached = {"level": weighted, "stage": loss.stage_levels, "image": LEVELS, "dense": LEVELS}
     deepest = max(k for name, levels in reached.items() if name in embeds for k in levels)
     if deepest < LEVELS[-1]:
         found.append(f"the backbone beyond C{deepest}")

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from codo.config import PretrainConfig, dump_yaml
 from codo.errors import CodoError
 from codo.jobs.pretrain import dry_run, pretrain
+from codo.jobs.pretrain.method import groups_of_process
 from codo.jobs.pretrain.training import Run
 from codo.losses import Embeddings, Loss
 from codo.runs.lock import held
@@ -46,15 +47,15 @@ def written(tmp_path, tiny):
         {"model.bn_groups": 4},
         {"model.bn_groups": 1},  # SyncBN
         {"model.bn_groups": 4, "optim.accumulate": 2, "optim.clip_norm": 1.0},
-        {"model.bn_groups": 2, "mosaic": 2},
+        {"model.bn_groups": 2, "mosaic": 2, "optim.batch_size": 16},
         {"model.bn_groups": 1, "loss.form": "cosine", "loss.symmetric": True, "hierarchy": False},
         # Of the backbone C4 and C5 take no part.
         {"alignment": False, "hierarchy": False, "loss.image": 0, "loss.stage": 1, "loss.stage_levels": [3]},
     ],
     ids=["groups", "sync_bn", "accumulated", "mosaic", "cosine", "stage"],
 )
-def test_two_processes_with_half_the_batch_each_compute_what_one_computes(tmp_path, written, fields):
-    config = written(**fields)
+def test_two_processes_with_half_the_batch_each_compute_what_one_computes(tmp_path, written, images, fields):
+    config = written(**{"data.foregrounds": str(images)} | fields) if "mosaic" in fields else written(**fields)
     for processes in (1, 2):
         finish(launch(processes, "pretrain", "--config", config, "--out", str(tmp_path / str(processes))))
     one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
@@ -159,6 +160,13 @@ def test_a_run_goes_on_with_another_number_of_processes_and_says_what_is_no_long
 def test_what_does_not_spread_over_the_processes_is_refused(tmp_path, written):
     said = finish(launch(2, "pretrain", "--config", written(**{"model.bn_groups": 4, "optim.accumulate": 4})), None)
     assert "4 groups do not spread evenly over 2 processes" in said
+
+
+def test_mosaics_that_do_not_spread_over_the_processes_are_refused(tiny):
+    config = tiny(**{"model.bn_groups": 1, "mosaic": 2, "optim.batch_size": 12})
+    assert groups_of_process(config, World()) == 1
+    with pytest.raises(CodoError, match=r"12 samples .* over 2 processes as mosaics of 2 x 2; make it a multiple of 8"):
+        groups_of_process(config, World(size=2))
 
 
 def test_other_images_in_another_process_are_refused(tmp_path, tiny, monkeypatch):

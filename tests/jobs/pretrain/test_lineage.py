@@ -42,6 +42,16 @@ def losses(config, steps: int = 2) -> list[float]:
     return [run.advance(next(batches)).loss for _ in range(steps)]
 
 
+@pytest.mark.parametrize("preset", ["codo", "insloc", "moco_v2"])
+def test_the_recipe_of_the_full_scale_is_mocos(preset):
+    config = load_pretrain_config(preset=preset)
+    optim, loss, model = config.optim, config.loss, config.model
+    assert (optim.name, optim.lr, optim.momentum, optim.weight_decay) == ("sgd", 0.03, 0.9, 1e-4)
+    assert (optim.epochs, optim.batch_size) == (200, 256)
+    assert (loss.queue_size, loss.temperature, loss.negatives) == (65536, 0.2, "queue")
+    assert (model.key_momentum, model.embedding, model.backbone) == (0.999, 128, "resnet50")
+
+
 def test_codo_with_own_backgrounds_anchor_jitter_on_p5_and_one_view_is_insloc(images):
     fields = {
         "views": 1,

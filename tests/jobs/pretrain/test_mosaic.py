@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -15,7 +17,13 @@ from codo.model import MomentumEncoder
 from codo.parts import Parts
 from tests.parts import run_of
 
-WIDE = {"optim.batch_size": 8, "mosaic": 2, "model.bn_groups": 2}
+WIDE = {"optim.batch_size": 16, "mosaic": 2, "model.bn_groups": 2}
+
+
+@pytest.fixture
+def wide(tiny, images):
+    """`tiny` with WIDE, on all 17 pictures."""
+    return partial(tiny, **WIDE, **{"data.foregrounds": str(images)})
 
 
 def test_every_box_holds_on_the_canvas_what_it_held_in_its_view():
@@ -40,9 +48,9 @@ def test_boxes_are_pooled_from_the_image_they_lie_on():
 
 
 @pytest.mark.parametrize("hierarchy", [False, True])
-def test_each_query_meets_its_own_key(tiny, hierarchy):
+def test_each_query_meets_its_own_key(wide, hierarchy):
     """With one view for query and key, both encoders alike, every row is most like itself, wherever it was laid."""
-    run = run_of(tiny(hierarchy=hierarchy, **{**WIDE, "model.bn_groups": 1}))
+    run = run_of(wide(hierarchy=hierarchy, **{"model.bn_groups": 1}))
     batch = next(run.batches(1))
     run.method.key_encoder.eval()
     run.method.query_encoder.eval()
@@ -55,13 +63,13 @@ def test_each_query_meets_its_own_key(tiny, hierarchy):
     assert not torch.equal(queries.rows, key.rows)  # each view has its own grouping
 
 
-def test_rows_are_those_of_the_samples(tiny):
-    run = run_of(tiny(**WIDE, **{"colour.flip_p": 0.0}))
+def test_rows_are_those_of_the_samples(wide):
+    run = run_of(wide(**{"colour.flip_p": 0.0}))
     batch = next(run.batches(1))
     view = run.trainer._prepare(batch.views, 0)[0]
     rows = view.exact[0][view.rows]
     offset = rows - batch.views.exact_boxes[:, 0]
-    assert torch.equal(offset % 64, torch.zeros(8, 4))  # a tile is 64 px
+    assert torch.equal(offset % 64, torch.zeros(16, 4))  # a tile is 64 px
     assert {tuple(o) for o in offset.int().tolist()} <= {(x, y, x, y) for x in (0, 64) for y in (0, 64)}
 
 
@@ -80,19 +88,31 @@ def test_shuffled_keys_come_back_in_order_with_several_boxes_an_image():
     assert found.tolist() == [[i // 2, i] for i in range(8)]
 
 
-def test_a_mosaic_learns_and_is_fixed_by_its_seed(tiny):
+def test_a_mosaic_learns_and_is_fixed_by_its_seed(wide):
     def losses():
-        run = run_of(tiny(**WIDE))
+        run = run_of(wide())
         return [run.advance(batch).loss for batch in run.batches(2)]
 
     first = losses()
     assert first == losses()
-    assert first != [run_of(tiny(**{**WIDE, "mosaic": 1})).advance(b).loss for b in run_of(tiny(**WIDE)).batches(1)]
+    assert first != [run_of(wide(mosaic=1)).advance(b).loss for b in run_of(wide()).batches(1)]
 
 
-def test_sub_batches_change_nothing(tiny):
-    whole = run_of(tiny(**WIDE))
-    parts = run_of(tiny(**WIDE, **{"optim.accumulate": 2}))
+def test_keys_are_normalised_in_other_company_than_their_queries(wide):
+    """The second half of the batch is the other BN group of the first half's queries, and bears on their keys."""
+    run = run_of(wide())
+    views, seen = next(run.batches(1)).views, []
+    for number in range(6):
+        key = run.trainer._prepare(views, number)[-1]
+        others = key._replace(images=torch.cat([key.images[:2], -key.images[2:]]))
+        keys, changed = (run.trainer._keys(v, torch.Generator().manual_seed(number)).level for v in (key, others))
+        seen.append(not torch.allclose(keys[:, :8], changed[:, :8], atol=1e-4))
+    assert any(seen)
+
+
+def test_sub_batches_change_nothing(wide):
+    whole = run_of(wide())
+    parts = run_of(wide(**{"optim.accumulate": 2}))
     batch = next(whole.batches(1))
     assert parts.advance(batch).loss == pytest.approx(whole.advance(batch).loss, rel=1e-5)
     for a, b in zip(whole.method.query_encoder.parameters(), parts.method.query_encoder.parameters(), strict=True):
@@ -105,6 +125,7 @@ def test_sub_batches_change_nothing(tiny):
         ({"mosaic": 2}, "do not divide the batch of 4 in 2 BN groups"),
         ({**WIDE, "alignment": False}, "needs alignment"),
         ({**WIDE, "loss.image": 1.0}, "whole images of one sample"),
+        ({**WIDE, "optim.batch_size": 8}, r"each of the 2 BN groups .* is one image of 2 x 2 .* optim.batch_size=16"),
     ],
 )
 def test_what_no_mosaic_can_be_made_of_is_refused(tiny, fields, words):
@@ -112,7 +133,7 @@ def test_what_no_mosaic_can_be_made_of_is_refused(tiny, fields, words):
         tiny(**fields)
 
 
-def test_a_custom_loss_on_whole_images_is_refused(tiny):
-    config = tiny(**WIDE)
+def test_a_custom_loss_on_whole_images_is_refused(wide):
+    config = wide()
     with pytest.raises(CodoError, match="mosaic"):
         Run(config, build_dataset(config, find_sources(config)), Parts(losses=[ImageLoss(negatives="batch")]))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from codo.jobs.pretrain.build import build_dataset, find_sources
 from codo.jobs.pretrain.loop import StepResult, level_boxes
 from codo.jobs.pretrain.schedule import Schedule
 from codo.jobs.pretrain.training import Run
 from codo.jobs.pretrain.watch import Shortcut
+from tests.conftest import picture
 from tests.parts import run_of
 
 SWITCHES = ["background", "alignment", "hierarchy"]
@@ -31,6 +34,15 @@ def test_all_eight_combinations_of_the_switches_run_and_differ(tiny):
     }
     assert all(math.isfinite(loss) for curve in curves.values() for loss in curve)
     assert len({round(curve[1], 6) for curve in curves.values()}) == 8
+
+
+@pytest.mark.parametrize("fields", [{}, {"hierarchy": False}, {"alignment": False}])
+@pytest.mark.parametrize("more", ["image", "dense"])
+def test_losses_of_the_canvas_leave_the_other_weights_as_they_are(tiny, fields, more):
+    alone, beside = (run_of(tiny(**fields, **added)).method.query_encoder for added in ({}, {f"loss.{more}": 1.0}))
+    theirs = beside.state_dict()
+    assert all(torch.equal(theirs[name], value) for name, value in alone.state_dict().items())
+    assert {name.split(".")[0] for name in theirs.keys() - alone.state_dict().keys()} == {"canvas"}
 
 
 def test_the_losses_of_the_eight_combinations(tiny):
@@ -59,6 +71,22 @@ def test_the_losses_of_the_eight_combinations(tiny):
 )
 def test_a_switch_that_is_off_leaves_exactly_the_baseline(tiny, off, same):
     assert losses(tiny(**off)) == losses(tiny(**off, **same))
+
+
+@pytest.mark.parametrize(
+    ("off", "unread", "read"),
+    [
+        ({"background": False}, "paste.crop_area", "crop.area"),
+        ({}, "crop.area", "paste.crop_area"),  # with every view pasted none is a crop that fills the canvas
+    ],
+)
+def test_only_crops_that_are_made_ask_for_more_pixels_of_the_foregrounds(tiny, tmp_path, off, unread, read):
+    for i in range(4):
+        Image.fromarray(picture(np.random.default_rng(i), 400, 300)).save(tmp_path / f"{i}.png")
+    base = {"data.foregrounds": str(tmp_path), "crop.area": [0.2, 1.0], "paste.crop_area": [0.2, 1.0], **off}
+    plain, same, finer = (losses(tiny(**base | more)) for more in ({}, {unread: [0.05, 1.0]}, {read: [0.05, 1.0]}))
+    assert plain == same
+    assert plain != finer
 
 
 def test_one_seed_fixes_a_run_and_another_changes_it(tiny):
