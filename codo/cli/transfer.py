@@ -48,7 +48,7 @@ _FLAGS = {
 )
 @click.option("--weights", metavar="RUN|FILE|none", help="Pretraining run, weights file, or none (the default).")
 @click.option("--load", metavar="PARTS", help="Which of backbone,fpn,box_head to load; the others stay fresh.")
-@click.option("--like", metavar="RUN", help="With --weights none: take the architecture of this run, for a comparison.")
+@click.option("--like", metavar="RUN", help="With weights none or of others: take the architecture of this run.")
 @click.option("--data", metavar="DIR", help="COCO-format data set; the built-in sample data if left out.")
 @click.option("--train-json", metavar="FILE", help="Training annotations, in place of those in --data.")
 @click.option("--val-json", metavar="FILE", help="Annotations to evaluate on, in place of those in --data.")

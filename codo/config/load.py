@@ -126,11 +126,9 @@ def fingerprint(config: BaseModel, data: str = "") -> str:
 
 
 def differences(a: BaseModel, b: BaseModel) -> dict[str, tuple[Any, Any]]:
-    """List the dotted fields in which two configs differ, with both values."""
+    """List the dotted fields in which two configs differ, with both values; None is that of a section not there."""
     left, right = (dict(flatten(c.model_dump(mode="json"))) for c in (a, b))
-    missing = object()
-    keys = [*left, *(key for key in right if key not in left)]
-    return {key: (left.get(key), right.get(key)) for key in keys if left.get(key, missing) != right.get(key, missing)}
+    return {key: (left.get(key), right.get(key)) for key in {**left, **right} if left.get(key) != right.get(key)}
 
 
 def told(changed: Mapping[str, tuple[Any, Any]]) -> str:

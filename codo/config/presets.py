@@ -133,13 +133,15 @@ _SMALL: Sourced = {
 }
 
 # With one BN group there is nothing to shuffle, and SoCo's loss has no negatives that a leak could give away.
-# Learning rates: the best of three or four for each (experiments/results/exploration.md, section 3); InsLoc's is the
-# lowest tried.
+# Learning rates: the best of three or four for each (experiments/results/exploration.md, section 3; InsLoc's is the
+# lowest tried), DetCo's that of its switches' trials (components.md); DenseCL's and SoCo's have not been tried.
 _SMALL_OF: dict[str, Sourced] = {
     "codo": {"optim.lr": (0.02, "ours, of four tried")},
     "insloc": {"optim.lr": (0.06, "ours, of three tried")},
     "moco_v2": {"optim.lr": (0.5, "ours, of three tried")},
+    "detco": {"optim.lr": (0.17, "ours, of two tried for its switches")},
     "soco": {"model.bn_groups": (1, SOCO + ": SyncBN")},
+    "densecl": {"optim.lr": (0.5, "ours: MoCo v2's")},
 }
 
 PRESETS: dict[str, Preset] = _METHODS | {

@@ -217,8 +217,8 @@ def _split_jsons(root: Path, split: str) -> dict[str, Path]:
 
 
 def _image_folder(root: Path, split: str, year: str) -> Path:
-    """Find the image folder that goes with a split's JSON."""
-    names = ["images"] if year == "simple" else [f"{split}{year}", f"images/{split}{year}", "images"]
+    """Find the image folder that goes with a split's JSON; in the simple layout, without `images/`, the root itself."""
+    names = ["images", ""] if year == "simple" else [f"{split}{year}", f"images/{split}{year}", "images"]
     for name in names:
         if (root / name).is_dir():
             return root / name

@@ -313,6 +313,11 @@ def test_insloc_differs_from_codo_in_what_the_method_says(tmp_path):
         diff("inslock", "codo")
 
 
+def test_a_section_that_one_side_has_not_is_no_difference_by_itself():
+    own = load(sets=["model.projector=my_parts:P"])
+    assert differences(load(), own) == {"model.projector.path": (None, "my_parts:P")}
+
+
 def test_transfers_are_compared_with_each_other_alone(tmp_path):
     run, file = tmp_path / "run", tmp_path / "mine.yaml"
     run.mkdir()

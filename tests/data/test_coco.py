@@ -348,6 +348,15 @@ def test_one_folder_of_images_beside_the_annotations_will_do(tmp_path: Path) -> 
     assert found.train_images == found.val_images == tmp_path / "images"
 
 
+def test_in_the_simple_layout_images_may_lie_beside_the_annotations(
+    write: Callable[[Any], Path], content: dict[str, Any], tmp_path: Path
+) -> None:
+    """So the pictures of a flat folder that an `instances_val.json` in it lists are kept out of the backgrounds."""
+    file = write({**content, "images": content["images"][:1]})
+    file.rename(tmp_path / "images" / "instances_val.json")
+    assert [path.name for path in background_paths(tmp_path / "images")] == ["empty.jpg", "b.jpg"]
+
+
 def test_no_layout_names_both_and_what_is_there(root: Path) -> None:
     with pytest.raises(CodoError, match=r"instances_train\.json.*instances_train2017\.json.*there is files/$"):
         find_splits(root)

@@ -73,7 +73,7 @@ def ablate(
         seeds: in place of the grid's own.
         accept_code_change: take finished jobs of another version of the code.
         keep_checkpoints: leave those of finished jobs, some 100 MB each; else they are removed, and weights stay.
-        options: `name=value` for the executor, e.g. `partition=gpu`.
+        options: `name=value` for the executor, e.g. `slurm_partition=gpu`.
 
     Raises:
         CodoError: a mistake in the grid, with its line; data that is missing; a folder in use, or with another grid's
@@ -290,7 +290,7 @@ def _option(text: str) -> tuple[str, Any]:
 
     name, equals, value = text.partition("=")
     if not equals:
-        raise CodoError(f"--executor-option {text}: write name=value, e.g. partition=gpu")
+        raise CodoError(f"--executor-option {text}: write name=value, e.g. slurm_partition=gpu")
     try:
         return name, yaml.safe_load(value)
     except (yaml.YAMLError, ValueError):

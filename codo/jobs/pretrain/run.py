@@ -90,6 +90,11 @@ def pretrain(
     hardware = check_parts(config, parts, world)
     if world.first:
         RunFolder.check_free(out)
+        if backbone is not None:
+            warn(
+                "a backbone handed over from Python cannot be built anew by codo transfer: give its dotted path as "
+                "model.backbone, if the weights are for that"
+            )
     with world.joined(hardware.device):
         sources, dataset = _open(config, parts, world)
         run = Run(config, dataset, parts, world)

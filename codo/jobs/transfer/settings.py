@@ -34,7 +34,7 @@ def load_transfer_config(
         flags: dotted field -> value.
         sets: `dotted.field=value`.
         schedule: a name of `SCHEDULES`, scaled to the batch size by the linear rule (`schedule_fields`).
-        like: with the weights `none`, a run or file of codo's whose architecture takes the place of the weights' own.
+        like: with the weights `none`, or those of others, a run or file of codo's whose architecture they are put into.
 
     Raises:
         CodoError: as `load_config`; or the architecture asked for is not the weights' own.
@@ -44,9 +44,10 @@ def load_transfer_config(
         4
     """
     config, given = compose(preset, file, flags or {}, sets, schedule)
-    if like is not None and config.weights != "none":
-        raise CodoError(f"--like {like}: goes with --weights none; weights have an architecture of their own")
-    named = like if config.weights == "none" else config.weights
+    theirs = read_architecture(config.weights) if config.weights != "none" else None
+    if like is not None and theirs is not None:
+        raise CodoError(f"--like {like}: the weights {config.weights} have an architecture of their own; leave it out")
+    named = config.weights if theirs is not None else like
     own = read_architecture(named) if named is not None else None
     if like is not None and own is None:
         raise CodoError(f"--like {like}: it does not say of which architecture it is; name a run of codo's")

@@ -396,6 +396,8 @@ def test_executors_refuse_what_they_cannot_do(plan, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CodoError, match=r"--executor slurm: .*slurm"):
         make_executor("slurm", None, plan, [])
+    with pytest.raises(CodoError, match=r"--executor slurm: invalid literal for int"):
+        make_executor("slurm", None, plan, ["cluster=debug", "slurm_max_num_timeout=often"])
     with pytest.raises(CodoError, match=r"--executor slurm: .*wrong_option"):
         make_executor("slurm", None, plan, ["cluster=debug", "wrong_option=1"])
 

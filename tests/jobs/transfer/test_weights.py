@@ -217,9 +217,11 @@ def test_a_fresh_detector_can_have_the_architecture_of_a_run(pretrained: Path, t
     assert load_transfer_config(like=like).architecture == ARCHITECTURE  # no weights are the default
     with pytest.raises(CodoError, match=r"fpn_channels 64 \(the weights: 16\)"):
         load_transfer_config(sets=["architecture.fpn_channels=64"], like=like)
-    with pytest.raises(CodoError, match=r"--like .*: goes with --weights none"):
+    with pytest.raises(CodoError, match=r"--like .*: the weights .* have an architecture of their own; leave it out"):
         load_transfer_config(flags={"weights": like}, like=like)
     torch.save(encoder_state(), tmp_path / "w.pth")
+    others = load_transfer_config(flags={"weights": str(tmp_path / "w.pth")}, like=like)
+    assert (others.weights, others.architecture) == (str(tmp_path / "w.pth"), ARCHITECTURE)
     with pytest.raises(CodoError, match=r"--like .*w\.pth: it does not say of which architecture it is"):
         load_transfer_config(like=str(tmp_path / "w.pth"))
 

@@ -21,6 +21,8 @@ from codo.runs.lock import is_held
 
 MANY = 1000
 """Tasks submitted at a time where no number is given: Slurm's default MaxArraySize is 1001."""
+REQUEUES = 100
+"""Time limits that a job may meet, each time going on from its checkpoint; submitit's own number is 3."""
 KILL_SECONDS = 300.0
 """By then Slurm has killed what it told to stop: its KillWait is 30 s by default."""
 
@@ -49,8 +51,9 @@ class SlurmExecutor:
     Args:
         folder: for submitit's scripts and logs, on a file system that all nodes share.
         jobs: at most so many at a time; None leaves it to Slurm.
-        options: of submitit's AutoExecutor: `slurm_partition`, `timeout_min`, `gpus_per_node`, `cpus_per_task`, ...;
-            and `cluster`: `slurm` (the default), or `local` to try it without a cluster.
+        options: of submitit's AutoExecutor: `slurm_partition`, `timeout_min`, `gpus_per_node`, `cpus_per_task`,
+            `slurm_max_num_timeout` (`REQUEUES`), ...; and `cluster`: `slurm` (the default), or `local` to try it
+            without a cluster.
 
     Raises:
         CodoError: no submitit or no Slurm here, an option that submitit does not know.
@@ -63,11 +66,20 @@ class SlurmExecutor:
             import submitit
         except ImportError as error:
             raise CodoError("--executor slurm needs submitit: pip install 'codo[slurm]'") from error
-        given = {"cluster": "slurm", "timeout_min": 24 * 60, "name": "codo", **options}
+        given = {
+            "cluster": "slurm",
+            "timeout_min": 24 * 60,
+            "name": "codo",
+            "slurm_max_num_timeout": REQUEUES,
+            **options,
+        }
         logging.getLogger("submitit").setLevel(logging.ERROR)  # it warns each time that a cluster keeps no accounts
         self.jobs = jobs or MANY
         try:
-            self.executor = submitit.AutoExecutor(folder.absolute(), cluster=given.pop("cluster"))
+            requeues = int(given.pop("slurm_max_num_timeout"))
+            self.executor = submitit.AutoExecutor(
+                folder.absolute(), cluster=given.pop("cluster"), slurm_max_num_timeout=requeues
+            )
             if jobs is not None and self.executor.cluster == "slurm":
                 given["slurm_array_parallelism"] = jobs
             self.executor.update_parameters(**given)
