@@ -18,13 +18,20 @@ def test_a_report_is_written_anew(tmp_path):
     assert (tmp_path / "report.html").exists()
 
 
-@pytest.mark.parametrize("content", [None, "{}", "no json"])
-def test_what_is_not_a_grid_is_one_line_and_exit_code_2(tmp_path, capfd, content):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "Error: {} is not there: the folder of a grid"),
+        ("{}", "Error: cannot read {}"),
+        ("no json", "Error: cannot read {}"),
+    ],
+)
+def test_what_is_not_a_grid_is_one_line_and_exit_code_2(tmp_path, capfd, content, said):
     if content is not None:
         (tmp_path / "results.json").write_text(content)
     with pytest.raises(SystemExit) as stopped:
         main(["report", str(tmp_path)])
     assert stopped.value.code == 2
     error = capfd.readouterr().err
-    assert error.startswith("Error: cannot read")
+    assert error.startswith(said.format(tmp_path / "results.json"))
     assert error.count("\n") == 1
