@@ -96,7 +96,7 @@ def test_the_losses_of_the_command_line_join_those_of_the_config(tmp_path):
     assert [part.path for part in again.loss.custom] == ["d.py:D", "b.py:B", "c.py:C"]
 
 
-def test_python_and_dotted_path_are_the_same_run(tiny, parts, tmp_path):
+def test_python_and_dotted_path_are_the_same_run(tiny, parts, tmp_path, capsys):
     module = imported()
     fields = {"optim.epochs": 1, "hierarchy": False}
     by_hand = pretrain(
@@ -109,6 +109,8 @@ def test_python_and_dotted_path_are_the_same_run(tiny, parts, tmp_path):
         box_head=module.PlainBoxHead,
         backbone=module.TinyBody,
     )
+    warning = "a backbone handed over from Python cannot be built anew by codo transfer"
+    assert warning in " ".join(capsys.readouterr().err.split())
     named = {
         "loss.custom": ["my_parts:BarlowTwins"],
         "augment": [{"path": "my_parts:Mixup", "parameters": {"strength": 0.2}}],
@@ -118,6 +120,7 @@ def test_python_and_dotted_path_are_the_same_run(tiny, parts, tmp_path):
         "model.backbone": "my_parts:TinyBody",
     }
     by_path = pretrain(tiny(**fields, **named), tmp_path / "path")
+    assert warning not in " ".join(capsys.readouterr().err.split())
     assert curve(by_hand.path) == curve(by_path.path)
     names = set(read_weights(by_path.path / "weights.safetensors")[0])
     assert {"backbone.body.stages.0.0.weight", "projector.1.weight", "box_head.1.weight"} <= names

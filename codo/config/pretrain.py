@@ -340,13 +340,13 @@ class PretrainConfig(Section):
                 f"model.bn_groups: {self.model.bn_groups} must divide the batch of {self.optim.batch_size} "
                 "into groups of 2 or more"
             )
-        if self.optim.batch_size % (self.mosaic**2 * self.model.bn_groups):
+        images_a_group, rest = divmod(self.optim.batch_size, self.mosaic**2 * self.model.bn_groups)
+        if rest:
             raise ValueError(
                 f"mosaic: {self.mosaic} x {self.mosaic} views an image do not divide the batch of "
                 f"{self.optim.batch_size} in {self.model.bn_groups} BN groups (model.bn_groups)"
             )
-        alone = self.optim.batch_size == self.mosaic**2 * self.model.bn_groups
-        if alone and self.mosaic > 1 and self.model.bn_groups > 1:
+        if images_a_group == 1 and self.mosaic > 1 and self.model.bn_groups > 1:
             raise ValueError(
                 f"mosaic: each of the {self.model.bn_groups} BN groups (model.bn_groups) is one image of "
                 f"{self.mosaic} x {self.mosaic} views, of the same samples for query and key, which BN would give "
