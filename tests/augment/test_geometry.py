@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torchvision.ops import nms
 
 from codo.augment import (
     AnchorJitter,
@@ -207,16 +206,23 @@ def test_the_four_draws_of_a_ratio_jitter_are_uniform_and_independent():
     assert np.abs(np.corrcoef(shares) - np.eye(4)).max() < 0.1
 
 
-def test_anchor_jitter_is_torchvisions_nms_of_random_scores():
-    box, anchors = np.array([60, 50, 200, 180], np.float32), AnchorJitter.anchors(256)
-    near = anchors[box_iou(anchors, box[None])[:, 0] > 0.5]
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        order = near[rng.permutation(len(near))]
-        kept = nms(torch.from_numpy(order), torch.arange(len(order), 0, -1.0), 0.7)
-        assert len(kept) < len(near)
-        expected = order[int(kept[int(rng.integers(len(kept)))])]
-        assert (AnchorJitter()(np.random.default_rng(seed), box, 256) == expected).all()
+@pytest.mark.parametrize("canvas", [64, 96, 256])
+def test_anchor_jitter_draws_from_all_anchors_that_overlap_thinned_by_nms(canvas):
+    anchors, drawn, jitter = AnchorJitter.anchors(canvas), np.random.default_rng(canvas), AnchorJitter()
+    thinned = lone = 0
+    for seed in range(200):
+        (width, height), corner = drawn.uniform(0.05, 1.0, 2) * canvas, drawn.uniform(-0.2, 0.9, 2) * canvas
+        box = np.array([*corner, corner[0] + width, corner[1] + height], np.float32)
+        near, rng, kept = anchors[box_iou(anchors, box[None])[:, 0] > 0.5], np.random.default_rng(seed), []
+        near = near[rng.permutation(len(near))] if len(near) else near
+        for candidate in near:
+            if not kept or box_iou(np.array(kept), candidate[None]).max() <= 0.7:
+                kept.append(candidate)
+        thinned, lone = thinned + (1 < len(kept) < len(near)), lone + (not kept)
+        expected = kept[rng.integers(len(kept))] if kept else box
+        assert (jitter(np.random.default_rng(seed), box, canvas) == expected).all()
+    assert thinned > 50
+    assert lone > 5
 
 
 def test_the_box_of_an_augmenter_is_the_one_that_counts():

@@ -141,6 +141,9 @@ def test_auto_precision_on_a_processor_asks_for_bf16(
     ("capabilities", "native"),
     [
         ({"avx512_bf16": True}, True),
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, True),
+        ({"avx512_bf16": True, "cpu_name": "Intel Xeon"}, False),
+        ({"avx512_bf16": True, "amx_bf16": True, "cpu_name": "Intel Xeon"}, True),
         ({"amx_bf16": True}, True),
         ({"amx_tile": True}, True),
         ({"avx512_bf16": False, "amx_bf16": False, "amx_tile": False, "avx512_f": True, "avx2": True}, False),
