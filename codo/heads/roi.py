@@ -75,8 +75,11 @@ class RoIPool(nn.Module):
             grid = boxes.float() / stride - (0.5 if self.aligned else 0.0)
             maps = features.float() if images is None else features.float()[images]
             height, width = maps.shape[2:]
-            rows = self._weights(grid[:, 1], grid[:, 3], height)
-            columns = self._weights(grid[:, 0], grid[:, 2], width)
+            low, high = grid.T.split(2)
+            if width == height:  # both axes at once: half of the launches on a GPU
+                columns, rows = self._weights(low, high, width)
+            else:
+                columns, rows = (self._weights(low[a], high[a], size) for a, size in enumerate((width, height)))
             cells = maps.permute(0, 2, 3, 1)  # (B, H, W, C): no copy where the map is channels-last
             # (B, R / B 7, H) x (B, H, W C), then (R, 1, 7, W) x (R, 7, W, C)
             each = len(boxes) // max(1, len(cells))
@@ -85,7 +88,7 @@ class RoIPool(nn.Module):
             return (columns[:, None] @ bands).permute(0, 3, 1, 2)
 
     def _weights(self, low: Tensor, high: Tensor, size: int) -> Tensor:
-        """Weigh the cells of one axis for each of the 7 bins: `(R, 7, size)`.
+        """Weigh the `size` cells of an axis for each of the 7 bins: from `(..., R)` to `(..., R, 7, size)`.
 
         A bin is the mean of its samples, a sample lies between two cells; samples beyond the map by more than a cell
         count as 0, nearer ones are clamped (as torchvision's kernel does).
@@ -93,17 +96,17 @@ class RoIPool(nn.Module):
         extent = high - low
         if not self.aligned:
             extent = extent.clamp(min=1.0)
-        bins = (extent / POOLED_SIZE)[:, None, None]
+        bins = (extent / POOLED_SIZE)[..., None, None]
         if self.sampling_ratio > 0:
             count, most = torch.full_like(bins, self.sampling_ratio), self.sampling_ratio
         else:
             count = bins.ceil().clamp(min=1.0)
-            most = int(count.max()) if len(count) else 1
+            most = int(count.max()) if count.numel() else 1
         sample = torch.arange(most, device=low.device, dtype=low.dtype)
         number = torch.arange(POOLED_SIZE, device=low.device, dtype=low.dtype)[:, None]
-        place = low[:, None, None] + number * bins + (sample + 0.5) * bins / count  # (R, 7, S)
+        place = low[..., None, None] + number * bins + (sample + 0.5) * bins / count  # (..., R, 7, S)
         used = (sample < count) & (place >= -1) & (place <= size)
         place = place.clamp(0, size - 1)
         cell = torch.arange(size, device=low.device, dtype=low.dtype)
-        weights = (1 - (place[..., None] - cell).abs()).clamp(min=0) * used[..., None]  # (R, 7, S, size)
-        return weights.sum(2) / count
+        weights = (1 - (place[..., None] - cell).abs()).clamp(min=0) * used[..., None]  # (..., R, 7, S, size)
+        return weights.sum(-2) / count
