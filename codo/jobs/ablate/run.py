@@ -148,6 +148,7 @@ def run_plan(scheduler: Scheduler, folder: Path, tuning: Tuning | None = None, s
         found = collect(plan, folder, scheduler.failures, scheduler.go_on)
         return found.model_copy(update={"tuning": tuning})
 
+    scheduler.on_done = lambda: collected().write(folder / "results.json")  # for `codo report`, meanwhile
     try:
         scheduler.run()
     except (Interrupted, CodoError):  # what is there can be looked at

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from codo.jobs.ablate.plan import Plan
 from codo.jobs.ablate.work import POLL_SECONDS
 from codo.runs.console import duration
 from codo.runs.interrupt import StopRequest
+
+WRITE_SECONDS = 60.0
+"""At least so long lies between two calls of `on_done`."""
 
 STOPPED = (130, 143, -2, -15)
 """Exit codes of a job that was told to stop (preempted, say) and saved its state."""
@@ -30,6 +34,7 @@ class Scheduler:
         fail_fast: end at the first failure.
         keep_checkpoints: else that of a finished job, which nothing needs any more, is removed.
         go_on: the command that goes on after an interruption.
+        on_done: called when jobs are done, now and then.
 
     Attributes:
         states: job -> `waiting`, `running`, `done`, `failed` or `blocked`.
@@ -42,6 +47,7 @@ class Scheduler:
     fail_fast: bool = False
     keep_checkpoints: bool = False
     go_on: str = "codo ablate"
+    on_done: Callable[[], None] = lambda: None
     states: dict[str, str] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     broke_off: bool = False
@@ -66,6 +72,7 @@ class Scheduler:
             CodoError: the code is no longer that of the plan; the running jobs have saved theirs.
         """
         with StopRequest() as stop, Display(self.plan, self.states) as display:
+            told, last = self._count("done"), time.monotonic()
             try:
                 while self._open() and stop.number is None:
                     ready = self._ready()[: max(0, self.executor.free)]
@@ -74,6 +81,9 @@ class Scheduler:
                     time.sleep(POLL_SECONDS)
                     failed = self._collect(display)
                     display.refresh()
+                    if self._count("done") > told and time.monotonic() - last >= WRITE_SECONDS:
+                        self.on_done()
+                        told, last = self._count("done"), time.monotonic()
                     if failed and self.fail_fast:
                         display.say("--fail-fast: the running jobs save and leave")
                         self.broke_off = True
@@ -82,8 +92,12 @@ class Scheduler:
                 self.executor.stop()
                 self._collect(display, leaving=True)
             if stop.number is not None:
-                done = sum(state == "done" for state in self.states.values())
-                raise Interrupted(stop.number, f"stopped; {done} of {len(self.states)} jobs are done", self.go_on)
+                raise Interrupted(
+                    stop.number, f"stopped; {self._count('done')} of {len(self.states)} jobs are done", self.go_on
+                )
+
+    def _count(self, state: str) -> int:
+        return sum(found == state for found in self.states.values())
 
     def _open(self) -> bool:
         return any(state == "running" for state in self.states.values()) or bool(self._ready())

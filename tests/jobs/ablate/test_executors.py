@@ -115,6 +115,18 @@ def test_a_job_that_was_stopped_from_outside_goes_on(plan, capsys):
     assert "was stopped from outside; it goes on" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("seconds", "calls"), [(0.0, 10), (1e9, 0)])
+def test_what_is_done_can_be_told_meanwhile(plan, monkeypatch, seconds, calls):
+    monkeypatch.setattr("codo.jobs.ablate.scheduler.WRITE_SECONDS", seconds)
+    seen = []
+    scheduler = Scheduler(plan, Pretend(1))
+    scheduler.on_done = lambda: seen.append(sum(state == "done" for state in scheduler.states.values()))
+    scheduler.run()
+    assert len(plan.jobs) == 10
+    assert seen == list(range(1, calls + 1))
+    Scheduler(plan, Pretend(1), on_done=lambda: pytest.fail("nothing was left to do")).run()
+
+
 def test_what_needs_a_failed_job_is_not_run(plan, capsys):
     executor = Pretend(1, {"pretrain": [2]})
     scheduler = Scheduler(plan, executor)
@@ -303,11 +315,12 @@ def test_the_cores_are_divided_among_the_jobs(plan, monkeypatch):
     tasks = [Task(plan.store.folder(name)) for name in plan.jobs]
     executor = LocalExecutor(3, 1)
     executor.submit(tasks[:3])
-    assert held == {1000: {8, 9}, 1001: {10, 11}, 1002: {12, 13}}
+    assert held == {1000: {8, 9}, 1001: {10, 11}, 1002: {12, 13, 14}}, "of seven, none is left over"
     executor._running[tasks[1].name].returncode = 0
     assert executor.ended() == [(tasks[1].name, 0)]
     executor.submit(tasks[3:4])
     assert held[1003] == held[1001], "the share that became free"
+    assert core_shares(9, 7) == [{8 + job % 8} for job in range(9)]
     monkeypatch.delattr(f"{where}.os.sched_setaffinity")
     assert core_shares(3, 7) == []
 

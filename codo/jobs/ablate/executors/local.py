@@ -134,8 +134,8 @@ def core_shares(jobs: int, cores: int) -> list[set[int]]:
         cores: how many there are to divide: fewer than this process may use, where its container has a quota.
 
     Returns:
-        The cores of each job, none in two shares while there are enough; nothing where a process cannot be held to
-        cores.
+        The cores of each job, none in two shares and none left over while there are enough; nothing where a process
+        cannot be held to cores.
 
     Example:
         >>> [len(share) for share in core_shares(1, 1)] if hasattr(os, "sched_setaffinity") else [1]
@@ -144,8 +144,9 @@ def core_shares(jobs: int, cores: int) -> list[set[int]]:
     if not hasattr(os, "sched_setaffinity"):
         return []
     own = sorted(os.sched_getaffinity(0))
-    size = max(1, cores // jobs)
-    return [{own[(job * size + i) % len(own)] for i in range(size)} for job in range(jobs)]
+    if jobs > cores:
+        return [{own[job % len(own)]} for job in range(jobs)]
+    return [set(own[job * cores // jobs : (job + 1) * cores // jobs]) for job in range(jobs)]
 
 
 def _gpus() -> list[str]:
