@@ -178,8 +178,8 @@ def test_a_trained_detector_is_torchvisions_as_a_whole(
     assert len(ours["boxes"]) == DETECTION.detections_per_image
     for kept in ("pre", "post"):
         assert getattr(model.rpn, f"{kept}_nms_top_n")() == getattr(detector.rpn, f"{kept}_nms_top_n")()
-    for name in ours:
-        torch.testing.assert_close(theirs[name], ours[name])
+    for name in ours:  # RoIAlign's sums are taken in another order than in torchvision's kernel
+        torch.testing.assert_close(theirs[name], ours[name], rtol=1e-5, atol=1e-4)
 
 
 def test_a_larger_picture_is_shrunk_as_in_the_runs_evaluation(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_torchvisions_weights_give_torchvisions_detections() -> None:
         theirs, mine = reference.eval()(images())[0], ours.eval()(images())[0]
     assert len(theirs["boxes"]) > 0
     # RoIAlign's sums are taken in another order than in torchvision's kernel.
-    for name, tolerance in {"boxes": 1e-3, "scores": 1e-5, "labels": 0}.items():
+    for name, tolerance in {"boxes": 1e-3, "scores": 1e-4, "labels": 0}.items():
         torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=tolerance)
 
 

@@ -58,7 +58,7 @@ def test_masks_follow_their_boxes(masked_root: Path, side: int, flip: bool) -> N
 
 def test_mask_rcnn_learns_masks(make_config: Make, masked_root: Path, tmp_path: Path) -> None:
     """Overfits the squares: their masks come out where they are."""
-    optim = {"epochs": 24, "batch_size": 6, "lr": 0.1, "warmup_iterations": 5, "eval_every": 24, "flip_p": 0.0}
+    optim = {"epochs": 36, "batch_size": 6, "lr": 0.1, "warmup_iterations": 5, "eval_every": 36, "flip_p": 0.0}
     own = {"root": str(masked_root), "val_json": str(masked_root / "instances_train.json")}
     result = transfer(make_config(detector="mask_rcnn", data=own, optim=optim), tmp_path / "run")
     summary = result.summary
