@@ -12,6 +12,8 @@ import click
 def report_command(folder: Path) -> None:
     """Write the report of the grid in FOLDER anew, from its results.json; nothing is run.
 
+    While `codo ablate` runs, it is of the jobs that are done.
+
     report.html (one file, works offline), results.csv, differences.csv, table.md, table.tex (booktabs), and the figures
     as PNG and SVG. What the verdicts mean: docs/report.md.
     """

@@ -47,13 +47,14 @@ class _ProcessorSyncBN(_BatchNorm):
         mean = sum_over_processes(input.float().sum(axes)) / count
         centred = input.float() - mean.view(shape)
         variance = sum_over_processes(centred.square().sum(axes)) / count
-        rate = self.momentum if self.momentum is not None else 1.0
         with torch.no_grad():
             if rows:  # as torch's: no rows, no statistics
-                self.running_mean.lerp_(mean, rate)
-                self.running_var.lerp_(variance * count / max(1, count - 1), rate)
+                rate = self.momentum or 0.0
                 if self.num_batches_tracked is not None:
                     self.num_batches_tracked.add_(1)
+                    rate = 1 / int(self.num_batches_tracked) if self.momentum is None else rate
+                self.running_mean.lerp_(mean, rate)
+                self.running_var.lerp_(variance * count / max(1, count - 1), rate)
         normal = centred * torch.rsqrt(variance + self.eps).view(shape)
         return normal * self.weight.view(shape) + self.bias.view(shape) if self.affine else normal
 

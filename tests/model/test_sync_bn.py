@@ -76,11 +76,12 @@ def test_of_one_process_it_is_the_plain_norm_with_its_activation_its_eps_and_its
         for make in (
             lambda: BatchNormAct2d(3, eps=0.1, momentum=0.3),
             lambda: nn.BatchNorm2d(3, eps=0.1, momentum=0.3),
+            lambda: nn.BatchNorm2d(3, momentum=None),  # the plain mean of all batches
         ):
             plain, ours = make(), nn.Sequential(make())
             synchronise_bn(ours, torch.device("cpu"))
-            for _ in range(2):
-                torch.testing.assert_close(ours(rows), plain(rows))
+            for batch in (rows, 2 * rows, 3 - rows):
+                torch.testing.assert_close(ours(batch), plain(batch))
             torch.testing.assert_close(dict(ours[0].named_buffers()), dict(plain.named_buffers()))
             torch.testing.assert_close(ours.eval()(rows[:2]), plain.eval()(rows[:2]))
             torch.testing.assert_close(dict(ours[0].named_buffers()), dict(plain.named_buffers()))
