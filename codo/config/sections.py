@@ -71,7 +71,7 @@ class RunSection(Section):
     device: str = sourced("auto", "run")
     """`auto`: CUDA where there is one, else the processor; or `cpu`, `cuda`, `cuda:1`, `mps`."""
     precision: Precision = sourced("auto", "run")
-    """`auto`: bf16 autocast where the GPU or processor has bf16 arithmetic, else fp32. fp16 scales its losses."""
+    """`auto`: bf16 autocast where it is faster on the GPU or processor, else fp32. fp16 scales its losses."""
     workers: NonNegativeInt | Literal["auto"] = sourced("auto", "run")
     """Data loader processes of each training process; `auto` keeps workers + torch threads within the cores."""
     threads: PositiveInt | Literal["auto"] = sourced("auto", "run")

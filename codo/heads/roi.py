@@ -76,7 +76,7 @@ class RoIPool(nn.Module):
             maps = features.float() if images is None else features.float()[images]
             height, width = maps.shape[2:]
             low, high = grid.T.split(2)
-            if width == height:  # both axes at once: half of the launches on a GPU
+            if width == height:  # both axes at once: fewer launches on a GPU
                 columns, rows = self._weights(low, high, width)
             else:
                 columns, rows = (self._weights(low[a], high[a], size) for a, size in enumerate((width, height)))

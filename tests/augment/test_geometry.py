@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 from codo.augment import (
     AnchorJitter,
@@ -208,15 +209,19 @@ def test_the_four_draws_of_a_ratio_jitter_are_uniform_and_independent():
 
 @pytest.mark.parametrize("canvas", [64, 96, 256])
 def test_anchor_jitter_draws_from_all_anchors_that_overlap_thinned_by_nms(canvas):
+
+    def iou(a, b):
+        return torchvision.ops.box_iou(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+
     anchors, drawn, jitter = AnchorJitter.anchors(canvas), np.random.default_rng(canvas), AnchorJitter()
     thinned = lone = 0
     for seed in range(200):
         (width, height), corner = drawn.uniform(0.05, 1.0, 2) * canvas, drawn.uniform(-0.2, 0.9, 2) * canvas
         box = np.array([*corner, corner[0] + width, corner[1] + height], np.float32)
-        near, rng, kept = anchors[box_iou(anchors, box[None])[:, 0] > 0.5], np.random.default_rng(seed), []
+        near, rng, kept = anchors[iou(anchors, box[None])[:, 0] > 0.5], np.random.default_rng(seed), []
         near = near[rng.permutation(len(near))] if len(near) else near
         for candidate in near:
-            if not kept or box_iou(np.array(kept), candidate[None]).max() <= 0.7:
+            if not kept or iou(np.array(kept), candidate[None]).max() <= 0.7:
                 kept.append(candidate)
         thinned, lone = thinned + (1 < len(kept) < len(near)), lone + (not kept)
         expected = kept[rng.integers(len(kept))] if kept else box

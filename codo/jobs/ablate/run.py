@@ -148,7 +148,13 @@ def run_plan(scheduler: Scheduler, folder: Path, tuning: Tuning | None = None, s
         found = collect(plan, folder, scheduler.failures, scheduler.go_on)
         return found.model_copy(update={"tuning": tuning})
 
-    scheduler.on_done = lambda: collected().write(folder / "results.json")  # for `codo report`, meanwhile
+    def write_meanwhile() -> None:  # for `codo report`; what goes wrong with it ends no grid
+        try:
+            collected().write(folder / "results.json")
+        except CodoError as error:
+            warn(f"{error}; the grid goes on, {folder / 'results.json'} is not of what is done by now")
+
+    scheduler.on_done = write_meanwhile
     try:
         scheduler.run()
     except (Interrupted, CodoError):  # what is there can be looked at

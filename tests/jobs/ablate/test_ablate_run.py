@@ -50,13 +50,15 @@ def steps(folder: Path) -> int:
     return file.read_text().count("\n") if file.is_file() else 0
 
 
-def test_killed_in_the_middle_and_gone_on_with_it_ends_with_the_same_results(write_grid, tmp_path, monkeypatch):
+def test_killed_in_the_middle_and_gone_on_with_it_ends_with_the_same_results(write_grid, tmp_path, monkeypatch, capsys):
     base = BASE | {"run": BASE["run"] | {"checkpoint_every": 1}}
     grid = write_grid(base=base, axes={"no paste": {"background": False, "alignment": False}})
     written, write = [], Results.write
 
     def note(results: Results, path: Path) -> None:
         written.append(sum(cell.status == "done" for cell in results.cells))
+        if len(written) == 2:
+            raise CodoError("cannot write results.json: the disk is full")
         write(results, path)
 
     monkeypatch.setattr("codo.jobs.ablate.scheduler.WRITE_SECONDS", 0.0)
@@ -64,6 +66,7 @@ def test_killed_in_the_middle_and_gone_on_with_it_ends_with_the_same_results(wri
     whole = ablate(grid, tmp_path / "whole", jobs=1, keep_checkpoints=True)
     assert written == sorted(written)
     assert set(written) == {0, 1, 2, 3, 4}, "results are there while it runs"
+    assert "the disk is full; the grid goes on" in capsys.readouterr().err
     assert len(list((tmp_path / "whole" / "jobs").glob("*/run/checkpoint.pt"))) == 8, "of all jobs"
     assert [cell.status for cell in whole.results.cells] == ["done"] * 4
     assert all(cell.metrics["AP"] is not None and len(cell.loss) == 6 for cell in whole.results.cells)

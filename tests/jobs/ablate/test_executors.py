@@ -124,7 +124,6 @@ def test_what_is_done_can_be_told_meanwhile(plan, monkeypatch, seconds, calls):
     scheduler.run()
     assert len(plan.jobs) == 10
     assert seen == list(range(1, calls + 1))
-    Scheduler(plan, Pretend(1), on_done=lambda: pytest.fail("nothing was left to do")).run()
 
 
 def test_what_needs_a_failed_job_is_not_run(plan, capsys):
@@ -320,6 +319,7 @@ def test_the_cores_are_divided_among_the_jobs(plan, monkeypatch):
     assert executor.ended() == [(tasks[1].name, 0)]
     executor.submit(tasks[3:4])
     assert held[1003] == held[1001], "the share that became free"
+    assert core_shares(2, 99) == [{8, 9, 10, 11}, {12, 13, 14, 15}]
     assert core_shares(9, 7) == [{8 + job % 8} for job in range(9)]
     monkeypatch.delattr(f"{where}.os.sched_setaffinity")
     assert core_shares(3, 7) == []

@@ -144,6 +144,7 @@ def core_shares(jobs: int, cores: int) -> list[set[int]]:
     if not hasattr(os, "sched_setaffinity"):
         return []
     own = sorted(os.sched_getaffinity(0))
+    cores = min(cores, len(own))
     if jobs > cores:
         return [{own[job % len(own)]} for job in range(jobs)]
     return [set(own[job * cores // jobs : (job + 1) * cores // jobs]) for job in range(jobs)]
