@@ -125,7 +125,7 @@ class AnchorJitter:
         return near[kept[rng.integers(len(kept))]]
 
     def _similar(self, anchors: np.ndarray, box: np.ndarray) -> np.ndarray:
-        """Choose, in their order, the anchors that share half of the longer side with `box` along either axis.
+        """Choose the anchors that share half of the longer side with `box` along either axis: `(M, 4)` in their order.
 
         An IoU above .5 needs that, and in a grid of anchors it is asked of columns and rows instead of each anchor.
         """

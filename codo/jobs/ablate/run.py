@@ -154,9 +154,8 @@ def run_plan(scheduler: Scheduler, folder: Path, tuning: Tuning | None = None, s
         except CodoError as error:
             warn(f"{error}; the grid goes on, {folder / 'results.json'} is not of what is done by now")
 
-    scheduler.on_done = write_meanwhile
     try:
-        scheduler.run()
+        scheduler.run(write_meanwhile)
     except (Interrupted, CodoError):  # what is there can be looked at
         write_results(folder, collected())
         raise

@@ -18,7 +18,7 @@ from codo.runs.console import duration
 from codo.runs.interrupt import StopRequest
 
 WRITE_SECONDS = 60.0
-"""At least so long lies between two calls of `on_done`."""
+"""How long lies at least between two calls of `on_done`."""
 
 STOPPED = (130, 143, -2, -15)
 """Exit codes of a job that was told to stop (preempted, say) and saved its state."""
@@ -34,7 +34,6 @@ class Scheduler:
         fail_fast: end at the first failure.
         keep_checkpoints: else that of a finished job, which nothing needs any more, is removed.
         go_on: the command that goes on after an interruption.
-        on_done: called when jobs are done, now and then.
 
     Attributes:
         states: job -> `waiting`, `running`, `done`, `failed` or `blocked`.
@@ -47,7 +46,6 @@ class Scheduler:
     fail_fast: bool = False
     keep_checkpoints: bool = False
     go_on: str = "codo ablate"
-    on_done: Callable[[], None] = lambda: None
     states: dict[str, str] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     broke_off: bool = False
@@ -64,8 +62,11 @@ class Scheduler:
                 self.failures[name] = failure["message"]
         self._block()
 
-    def run(self) -> None:
+    def run(self, on_done: Callable[[], None] = lambda: None) -> None:
         """Run until nothing is left that can be run.
+
+        Args:
+            on_done: called when jobs are done, at most every WRITE_SECONDS.
 
         Raises:
             Interrupted: after Ctrl-C or SIGTERM; the jobs have saved their state.
@@ -82,7 +83,7 @@ class Scheduler:
                     failed = self._collect(display)
                     display.refresh()
                     if self._count("done") > told and time.monotonic() - last >= WRITE_SECONDS:
-                        self.on_done()
+                        on_done()
                         told, last = self._count("done"), time.monotonic()
                     if failed and self.fail_fast:
                         display.say("--fail-fast: the running jobs save and leave")

@@ -120,8 +120,7 @@ def test_what_is_done_can_be_told_meanwhile(plan, monkeypatch, seconds, calls):
     monkeypatch.setattr("codo.jobs.ablate.scheduler.WRITE_SECONDS", seconds)
     seen = []
     scheduler = Scheduler(plan, Pretend(1))
-    scheduler.on_done = lambda: seen.append(sum(state == "done" for state in scheduler.states.values()))
-    scheduler.run()
+    scheduler.run(lambda: seen.append(sum(state == "done" for state in scheduler.states.values())))
     assert len(plan.jobs) == 10
     assert seen == list(range(1, calls + 1))
 

@@ -363,11 +363,11 @@ def test_a_failed_trial_decides_nothing_and_ends_nothing(tuning_grid, tmp_path, 
 def test_stopped_or_broken_off_in_the_trials_the_grid_says_so(tuning_grid, tmp_path, monkeypatch):
     out, made = tmp_path / "out", []
 
-    def run(scheduler: Scheduler) -> None:
+    def run(scheduler: Scheduler, on_done: object) -> None:
         made.append(scheduler.plan.grid.file.title)
         raise Interrupted(signal.SIGTERM, "stopped")
 
-    def break_off(scheduler: Scheduler) -> None:
+    def break_off(scheduler: Scheduler, on_done: object) -> None:
         scheduler.broke_off = True
 
     monkeypatch.setattr(Scheduler, "run", run)
@@ -390,7 +390,7 @@ def test_stopped_in_the_trials_a_report_of_before_stays_and_failures_are_told(tu
     failed.write(plan.jobs[failed.name])
     (failed.path / "failed.json").write_text(json.dumps({"message": "out of memory", "code": 1, "time": ""}))
 
-    def break_off(scheduler: Scheduler) -> None:
+    def break_off(scheduler: Scheduler, on_done: object) -> None:
         scheduler.broke_off = True
 
     monkeypatch.setattr(Scheduler, "run", break_off)
@@ -399,7 +399,7 @@ def test_stopped_in_the_trials_a_report_of_before_stays_and_failures_are_told(tu
     finished = found.model_copy(update={"question": "of a finished grid"})
     finished.write(out / "grid" / "results.json")
     assert ablate(tuning_grid, out, fail_fast=True).results == finished
-    monkeypatch.setattr(Scheduler, "run", lambda scheduler: (_ for _ in ()).throw(Interrupted(signal.SIGTERM, "stop")))
+    monkeypatch.setattr(Scheduler, "run", lambda *given: (_ for _ in ()).throw(Interrupted(signal.SIGTERM, "stop")))
     with pytest.raises(Interrupted):
         ablate(tuning_grid, out)
     assert Results.read(out / "grid" / "results.json") == finished
@@ -408,7 +408,7 @@ def test_stopped_in_the_trials_a_report_of_before_stays_and_failures_are_told(tu
 def test_more_threads_than_the_cores_bear_are_refused_before_the_trials(write_grid, tmp_path, monkeypatch):
     monkeypatch.setattr("codo.jobs.ablate.executors.local.available_cores", lambda: 2)
     monkeypatch.setattr("codo.jobs.ablate.executors.local._gpus", list)
-    monkeypatch.setattr(Scheduler, "run", lambda scheduler: pytest.fail("trials are run"))
+    monkeypatch.setattr(Scheduler, "run", lambda *given: pytest.fail("trials are run"))
     two = {"tuned": TRANSFER, "wide": TRANSFER | {"run": TRANSFER["run"] | {"threads": 2}}}
     tune = {"field": "optim.lr", "factors": [0.1, 1.0], "seed": 5}
     with pytest.raises(CodoError, match="--jobs 2: of 2 threads each exceed"):
