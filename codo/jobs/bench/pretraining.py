@@ -68,6 +68,8 @@ def time_step(run: Run, peaks: dict[str, float], seconds: float) -> dict[str, An
     with FlopCounterMode(display=False) as counted:  # and warm up
         result = step()
         synchronise(device)
+    if run.config.run.compile:
+        step()  # compiles: not under the counter
     if result.query is None:
         raise CodoError("the step gives no embeddings, so that its losses cannot be timed")
     embedded = result.query

@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from torch import nn
 
 from codo.cli import main
 from codo.cli.bench import bench_command, detector_config
@@ -135,6 +136,18 @@ def test_the_arithmetic_of_a_step_grows_with_the_canvas(tiny):
         return time_step(run_of(config), PEAKS, 0.1)["gflop"]
 
     assert gflop(128) / gflop(64) == pytest.approx(4, rel=0.02)
+
+
+def test_compiling_is_no_part_of_a_step(tiny, monkeypatch):
+    compile_module, slept = nn.Module.compile, []
+
+    def slow(graph, inputs):
+        slept.append(time.sleep(2))
+        return graph.forward
+
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compile_module(self, backend=slow))
+    assert time_step(run_of(tiny(run__compile=True)), PEAKS, 0.1)["seconds"] < 1
+    assert slept
 
 
 @pytest.mark.parametrize(
