@@ -17,6 +17,7 @@ import torch
 
 from codo.runs.weights_file import read_weights
 from tests.parts import TINY
+from tests.parts import codo as in_process
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -96,13 +97,21 @@ def test_import_codo_is_light_and_names_its_api():
         (["transfer", "--resume", "absent"], "absent is not a run folder"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, said):
-    done = codo(*arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capfd, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    assert in_process(*arguments) == 2
+    printed = capfd.readouterr()
+    assert said in printed.err
+    assert "Traceback" not in printed.err
+    assert printed.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_ends_with_the_same_line_and_code(tmp_path):
+    done = codo("transfer", "--data", "absent", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "absent" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_pretrain_from_flags_file_and_set(images, tmp_path):

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from codo.losses import Embeddings, Loss
 from codo.runs.lock import held
 from codo.runs.record import RunFolder
 from codo.runs.world import World
-from tests.parts import codo, finish, launch, tiny_config
+from tests.parts import finish, launch, tiny_config
 
 
 def losses(out: Path) -> list[float]:
@@ -41,32 +42,62 @@ def written(tmp_path, tiny):
     return write
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"model.bn_groups": 4},
-        {"model.bn_groups": 1},  # SyncBN
-        {"model.bn_groups": 4, "optim.accumulate": 2, "optim.clip_norm": 1.0},
-        {"model.bn_groups": 2, "mosaic": 2, "optim.batch_size": 16},
-        {"model.bn_groups": 1, "loss.form": "cosine", "loss.symmetric": True, "hierarchy": False},
-        # Of the backbone C4 and C5 take no part.
-        {"alignment": False, "hierarchy": False, "loss.image": 0, "loss.stage": 1, "loss.stage_levels": [3]},
-    ],
-    ids=["groups", "sync_bn", "accumulated", "mosaic", "cosine", "stage"],
-)
-def test_two_processes_with_half_the_batch_each_compute_what_one_computes(tmp_path, written, images, fields):
-    config = written(**{"data.foregrounds": str(images)} | fields) if "mosaic" in fields else written(**fields)
-    assert codo("pretrain", "--config", config, "--out", tmp_path / "1") == 0
-    finish(launch(2, "pretrain", "--config", config, "--out", str(tmp_path / "2")))
-    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
+CASES: dict[str, dict[str, Any]] = {
+    "groups": {"model.bn_groups": 4},
+    "sync_bn": {"model.bn_groups": 1},
+    "accumulated": {"model.bn_groups": 4, "optim.accumulate": 2, "optim.clip_norm": 1.0},
+    "mosaic": {"model.bn_groups": 2, "mosaic": 2, "optim.batch_size": 16},
+    "cosine": {"model.bn_groups": 1, "loss.form": "cosine", "loss.symmetric": True, "hierarchy": False},
+    # Of the backbone C4 and C5 take no part.
+    "stage": {"alignment": False, "hierarchy": False, "loss.image": 0, "loss.stage": 1, "loss.stage_levels": [3]},
+}
+
+
+def join(rank: int, port: int) -> None:
+    """Be one of two processes, as torchrun would say it."""
+    torch.set_num_threads(1)
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as held_open:
+        bound = [held_open.enter_context(socket.socket()) for _ in range(count)]
+        for free in bound:
+            free.bind(("127.0.0.1", 0))
+        return [free.getsockname()[1] for free in bound]
+
+
+def every_case(rank: int, folder: Path, configs: dict[str, PretrainConfig], ports: list[int]) -> None:
+    """Pretrain one config after the other as one of two processes: starting them takes longer than training."""
+    for (name, config), port in zip(configs.items(), ports, strict=True):
+        join(rank, port)
+        pretrain(config, folder / name)
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory, images) -> tuple[Path, dict[str, PretrainConfig]]:
+    """The folder with what two processes have made of each case, and the configs."""
+    folder, given = tmp_path_factory.mktemp("cases"), {"optim.batch_size": 8, "optim.lr": 0.05, "optim.epochs": 3}
+    more = {"mosaic": {"data.foregrounds": str(images)}}  # all pictures, for a batch of 16
+    configs = {name: tiny_config(images, **given | more.get(name, {}) | fields) for name, fields in CASES.items()}
+    torch.multiprocessing.spawn(every_case, (folder, configs, free_ports(len(configs))), nprocs=2)
+    return folder, configs
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_with_half_the_batch_each_compute_what_one_computes(tmp_path, cases, case):
+    folder, configs = cases
+    paths = pretrain(configs[case], tmp_path / "1").path, folder / case
+    one, two = (losses(path) for path in paths)
     assert len(one) == 3
     assert two == pytest.approx(one, rel=2e-4)
     assert two[0] == pytest.approx(one[0], rel=1e-6)
-    weights, others = (load_file(tmp_path / n / "weights.safetensors") for n in ("1", "2"))
+    weights, others = (load_file(path / "weights.safetensors") for path in paths)
     for name, tensor in weights.items():
         if "running" not in name and tensor.is_floating_point():  # of its statistics a process updates a part
             assert torch.allclose(others[name], tensor, rtol=1e-2, atol=2e-5), name
-    queues = [torch.load(tmp_path / n / "checkpoint.pt", weights_only=True)["method"] for n in ("1", "2")]
+    queues = [torch.load(path / "checkpoint.pt", weights_only=True)["method"] for path in paths]
     for name, tensor in queues[0].items():
         if name.endswith("queues.0.keys"):
             assert torch.allclose(queues[1][name], tensor, atol=1e-3)
@@ -90,9 +121,7 @@ class Scaled(Loss):
 
 def in_process(rank: int, folder: Path, config: PretrainConfig, port: int) -> None:
     """Pretrain as one of two processes, each with a disk of its own; leave the method and what was returned there."""
-    torch.set_num_threads(1)
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    join(rank, port)
     (folder / str(rank)).mkdir()
     os.chdir(folder / str(rank))
     execute, state, found = Run.execute, Run.state, {}
@@ -117,10 +146,7 @@ def in_process(rank: int, folder: Path, config: PretrainConfig, port: int) -> No
 def two(tmp_path_factory, images) -> tuple[Path, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("two")
     config = tiny_config(images, **{"optim.batch_size": 8, "model.bn_groups": 4, "optim.lr": 0.05})
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(in_process, (folder, config, port), nprocs=2)
+    torch.multiprocessing.spawn(in_process, (folder, config, *free_ports(1)), nprocs=2)
     return folder, [torch.load(folder / str(rank) / "found.pt", weights_only=True) for rank in (0, 1)]
 
 
