@@ -1,0 +1,184 @@
+#!/bin/sh
+# The paired differences that the pages give and no report has, from the tables beside them: mean [95%], p (neither corrected), seeds.
+#   sh experiments/results/by_hand.sh      about a minute and a half; PYTHON=.venv/bin/python where it is not `python`
+#
+# A number that several places give stands once, where it is explained.
+set -eu
+cd "$(dirname "$0")/../.."
+PYTHON=${PYTHON:-python}
+
+page() { printf '\n%s\n' "$1"; }
+
+section() { printf '\n  %s\n' "$1"; }
+
+say() { # say LABEL TABLE.csv.. --of ROW.. --less ROW.. [--metric NAME] [--setting NAME]
+  printf '    %s: ' "$1"; shift
+  for argument do
+    shift
+    case $argument in /*) ;; *.csv) argument=experiments/results/$argument ;; esac
+    set -- "$@" "$argument"
+  done
+  "$PYTHON" experiments/small/difference.py "$@"
+}
+
+# Protocols, and the detector as it was.
+tuned='cards, 34 %' frozen='cards, 34 %, frozen' first='anchors rounded, fresh norms not settled'
+
+# Rows of the components.
+neither='MoCo v2, two views' b=background a=alignment h=hierarchy
+ba='background + alignment' bh='background + hierarchy' ah='alignment + hierarchy' all='background + alignment + hierarchy'
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+page README.md
+
+section "The methods: against CoDo (the page has p by Holm)"
+say "MoCo v2, fine-tuned" methods/results.csv --of "MoCo v2 @ $tuned" --less "CoDo @ $tuned"
+say "MoCo v2, frozen" methods/results.csv --of "MoCo v2 @ $frozen" --less "CoDo @ $frozen"
+say "InsLoc, fine-tuned" methods/results.csv --of "InsLoc @ $tuned" --less "CoDo @ $tuned"
+say "InsLoc, frozen" methods/results.csv --of "InsLoc @ $frozen" --less "CoDo @ $frozen"
+
+section "The methods: asked twice, the first time, less random"
+for how in "$tuned" "$frozen"; do
+  for row in "MoCo v2" InsLoc CoDo; do
+    say "$row, $how" methods/before.csv --of "$row @ $how" --less "random @ $how" --setting "$first"
+  done
+done
+
+section "The methods: asked twice, the mean of both for each seed"
+for row in CoDo InsLoc; do
+  for how in "$tuned" "$frozen"; do
+    say "$row less random, $how" methods/results.csv methods/before.csv --of "$row @ $how" --less "random @ $how" --setting "$first"
+  done
+done
+say "MoCo v2 against CoDo, frozen" methods/results.csv methods/before.csv --of "MoCo v2 @ $frozen" --less "CoDo @ $frozen" --setting "$first"
+
+section "The methods: three times as long a fine-tuning, CoDo less random, two seeds"
+say "area" methods/long_fine_tuning.csv --of CoDo --less random
+say "AP" methods/long_fine_tuning.csv --of CoDo --less random --metric AP
+
+section "The methods: fine-tuning all through adds nothing to CoDo, frozen less fine-tuned"
+say "area" methods/results.csv --of "CoDo @ $frozen" --less "CoDo @ $tuned"
+say "AP at the end" methods/results.csv --of "CoDo @ $frozen" --less "CoDo @ $tuned" --metric AP
+
+section "The methods: seeds 1 to 4 alone, CoDo less random"
+grep -v '",0,done,' experiments/results/methods/results.csv > "$scratch/1_to_4.csv"
+say "fine-tuned" "$scratch/1_to_4.csv" --of "CoDo @ $tuned" --less "random @ $tuned"
+say "frozen" "$scratch/1_to_4.csv" --of "CoDo @ $frozen" --less "random @ $frozen"
+
+section "The methods: CoDo ahead of MoCo v2 with the backbone frozen"
+say "AP" methods/results.csv --of "CoDo @ $frozen" --less "MoCo v2 @ $frozen" --metric AP
+
+section "Three detectors of each pretraining: AP at the end"
+say "pretraining, CoDo less random" repeated/results.csv --of CoDo --less random --metric AP
+say "pasted backgrounds" repeated/results.csv --of CoDo --less "no backgrounds" --metric AP
+say "InsLoc less CoDo" repeated/results.csv --of InsLoc --less CoDo --metric AP
+
+section "Where the backgrounds come from: box head, another view among distractors (the page has a digit more)"
+say "downstream less the foregrounds'" background_source/results.csv --of downstream --less self --metric probe/box_head/view_hard_top1
+
+section "From CoDo to InsLoc: CoDo at InsLoc's learning rate, less at its own"
+say "fine-tuned" methods/learning_rate.csv --of "CoDo, lr .06 @ $tuned" --less "CoDo @ $tuned"
+say "frozen" methods/learning_rate.csv --of "CoDo, lr .06 @ $frozen" --less "CoDo @ $frozen"
+
+section "Does more help?"
+say "CoDo, 12 epochs less 4, frozen" longer/results.csv --of "CoDo, 12 epochs @ $frozen" --less "CoDo, 4 epochs @ $frozen"
+say "CoDo, 12 epochs less 4, fine-tuned" longer/results.csv --of "CoDo, 12 epochs @ $tuned" --less "CoDo, 4 epochs @ $tuned"
+say "MoCo v2, 18 epochs less 6, fine-tuned" longer/results.csv --of "MoCo v2, 18 epochs @ $tuned" --less "MoCo v2, 6 epochs @ $tuned"
+say "CoDo, 12 epochs, less random, frozen (the page has p by Holm)" longer/results.csv --of "CoDo, 12 epochs @ $frozen" --less "random @ $frozen"
+
+section "The mechanism: C5's variance ratio (the page has a digit more)"
+say "CoDo less random" methods/results.csv --of "CoDo @ $frozen" --less "random @ $frozen" --metric probe/variance_ratio
+
+section "Where it fails: four minutes of pretraining, frozen"
+say "CoDo, 4 epochs, less random, AP" longer/results.csv --of "CoDo, 4 epochs @ $frozen" --less "random @ $frozen" --metric AP
+
+page components.md
+
+section "Answer"
+say "hierarchy beside alignment, the surest grid" components/repeated.csv --of "$ah" --of "$all" --less $a --less "$ba"
+say "single detectors" components/results.csv --of "$ah" --of "$all" --less $a --less "$ba"
+say "tuned, the first time" components/tuned_before.csv --of "$ah" --of "$all" --less $a --less "$ba"
+say "tuned, the second" components/tuned.csv --of "$ah" --of "$all" --less $a --less "$ba"
+say "hierarchy without alignment, the surest grid" components/repeated.csv --of $h --of "$bh" --less "$neither" --less $b
+say "backgrounds without alignment, tuned, the first time" components/tuned_before.csv --of $b --of "$bh" --less "$neither" --less $h
+say "the second" components/tuned.csv --of $b --of "$bh" --less "$neither" --less $h
+say "all three, less the best row but the two best, area" components/repeated.csv --of "$all" --less "$ba"
+say "AP" components/repeated.csv --of "$all" --less $a --metric AP
+
+section "Three detectors of each pretraining: CoDo less"
+say "random weights, area" components/repeated.csv --of "$all" --less random
+say "AP at the end" components/repeated.csv --of "$all" --less random --metric AP
+say "alignment, area" components/repeated.csv --of "$all" --less "$bh"
+say "AP at the end" components/repeated.csv --of "$all" --less "$bh" --metric AP
+say "hierarchy, area" components/repeated.csv --of "$all" --less "$ba"
+say "AP at the end" components/repeated.csv --of "$all" --less "$ba" --metric AP
+say "backgrounds, area" components/repeated.csv --of "$all" --less "$ah"
+say "AP at the end" components/repeated.csv --of "$all" --less "$ah" --metric AP
+
+section "Three detectors of each pretraining: halves of the grid"
+say "backgrounds without alignment, area" components/repeated.csv --of $b --of "$bh" --less "$neither" --less $h
+say "AP" components/repeated.csv --of $b --of "$bh" --less "$neither" --less $h --metric AP
+say "MoCo v2 less random weights" components/repeated.csv --of "$neither" --less random
+say "with backgrounds" components/repeated.csv --of $b --less random
+say "with the hierarchy too" components/repeated.csv --of "$bh" --less random
+say "backgrounds with alignment" components/repeated.csv --of "$ba" --of "$all" --less $a --less "$ah"
+say "alignment with the hierarchy" components/repeated.csv --of "$ah" --of "$all" --less $h --less "$bh"
+say "without it" components/repeated.csv --of $a --of "$ba" --less "$neither" --less $b
+
+section "Beside alignment, both large grids together"
+say "hierarchy, area" components/repeated.csv components/results.csv --of "$ah" --of "$all" --less $a --less "$ba"
+say "AP at the end" components/repeated.csv components/results.csv --of "$ah" --of "$all" --less $a --less "$ba" --metric AP
+say "background, area" components/repeated.csv components/results.csv --of "$ba" --of "$all" --less $a --less "$ah"
+say "AP at the end" components/repeated.csv components/results.csv --of "$ba" --of "$all" --less $a --less "$ah" --metric AP
+
+section "The eight rows, single detectors: CoDo less one component each (the page has the other sign)"
+say "alignment" components/results.csv --of "$all" --less "$bh"
+say "hierarchy" components/results.csv --of "$all" --less "$ba"
+say "backgrounds" components/results.csv --of "$all" --less "$ah"
+
+section "The learning rate: background at .17 less MoCo v2 at .5"
+say "three seeds" components/backgrounds_unaligned.csv --of "background, lr .17" --less "$neither, lr .5"
+say "four" components/backgrounds_unaligned.csv components/tuned_before.csv --of "background, lr .17 | $b" --less "$neither, lr .5 | $neither"
+
+section "Each row with its own learning rate: the mean of both times for each seed"
+say "alignment" components/tuned.csv components/tuned_before.csv --of $a --of "$ba" --of "$ah" --of "$all" --less "$neither" --less $b --less $h --less "$bh"
+say "with backgrounds" components/tuned.csv components/tuned_before.csv --of "$ba" --of "$all" --less $b --less "$bh"
+say "without" components/tuned.csv components/tuned_before.csv --of $a --of "$ah" --less "$neither" --less $h
+say "background" components/tuned.csv components/tuned_before.csv --of $b --of "$ba" --of "$bh" --of "$all" --less "$neither" --less $a --less $h --less "$ah"
+say "hierarchy" components/tuned.csv components/tuned_before.csv --of $h --of "$ah" --of "$bh" --of "$all" --less "$neither" --less $a --less $b --less "$ba"
+
+section "Each row with its own learning rate: backgrounds alone, less MoCo v2"
+say "the second time" components/tuned.csv --of $b --less "$neither"
+say "the first" components/tuned_before.csv --of $b --less "$neither"
+
+section "With and without backgrounds: CoDo less backgrounds"
+say "ten seeds, area" repeated/results.csv components/repeated.csv --of "CoDo | $all" --less "no backgrounds | $ah"
+say "AP" repeated/results.csv components/repeated.csv --of "CoDo | $all" --less "no backgrounds | $ah" --metric AP
+say "tuned, the first time" components/tuned_before.csv --of "$all" --less "$ah"
+say "the second" components/tuned.csv --of "$all" --less "$ah"
+
+page label_fractions.md
+
+section "Answer: CoDo less random in AP"
+for labels in 10 34 100; do
+  say "$labels % of labels" label_fractions/results.csv --of "CoDo @ $labels % of labels" --less "random @ $labels % of labels" --metric AP
+done
+say "CoDo with 10 % less random with 100 %" label_fractions/results.csv --of "CoDo @ 10 % of labels" --less "random @ 100 % of labels" --metric AP
+
+section "Asked twice: area, the first time, and the mean of both for each seed"
+for labels in 10 34 100; do
+  say "$labels %, the first time" label_fractions/before.csv --of "CoDo @ $labels % of labels" --less "random @ $labels % of labels"
+  say "$labels %, both" label_fractions/results.csv label_fractions/before.csv --of "CoDo @ $labels % of labels" --less "random @ $labels % of labels"
+done
+
+section "What it says besides: 100 % of labels less 10 %, area"
+for row in CoDo random; do
+  say "$row" label_fractions/results.csv --of "$row @ 100 % of labels" --less "$row @ 10 % of labels"
+done
+
+page blood.md
+
+section "The backbone frozen: CoDo, backbone alone, less random"
+say "AP at the end" blood_frozen/results.csv --of "CoDo, backbone alone" --less random --metric AP
