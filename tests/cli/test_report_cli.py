@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+
 import pytest
 from click.testing import CliRunner
 
 from codo.cli import main
 from codo.cli.report import report_command
-from tests.jobs.ablate.synthetic import make_factorial
+from codo.jobs.ablate.results import Results
+from tests.jobs.ablate.synthetic import make_factorial, make_results
 
 
 def test_a_report_is_written_anew(tmp_path):
@@ -16,6 +19,42 @@ def test_a_report_is_written_anew(tmp_path):
     done = CliRunner().invoke(report_command, [str(tmp_path)], catch_exceptions=False)
     assert done.exit_code == 0
     assert (tmp_path / "report.html").exists()
+
+
+def test_another_question_of_the_same_cells_is_marked_as_such(tmp_path):
+    results = make_results()
+    results.write(tmp_path / "results.json")
+    for given in ([], ["--reference", "no jitter", "--metric", "AP75"], ["--reference", results.reference]):
+        done = CliRunner().invoke(report_command, [str(tmp_path), *given], catch_exceptions=False)
+        assert done.exit_code == 0
+        mark = f"asked after the fact: the grid's own comparison is to {results.reference} by {results.metric}"
+        asked = len(given) == 4
+        assert (mark in " ".join(done.output.split())) == asked
+        for name in ("report.html", "table.md", "table.tex"):
+            assert ("asked after the fact" in (tmp_path / name).read_text()) == asked, name
+        with (tmp_path / "differences.csv").open() as file:
+            assert {line["against"] for line in csv.DictReader(file)} == {given[1] if given else results.reference}
+        cells = next(csv.DictReader((tmp_path / "results.csv").open()))
+        assert f"| {'AP75' if asked else results.metric} | n |" in (tmp_path / "table.md").read_text()
+        assert cells["AP75"]
+    assert Results.read(tmp_path / "results.json") == results
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--reference", "no jiter"], "results: no row is called 'no jiter'; did you mean 'no jitter'?"),
+        (["--metric", "loss"], "results: no metric is called 'loss'; there are AP, AP50, AP75, APs, curve_area"),
+        (["--metric", "probe/rank"], "results: no metric is called 'probe/rank'; there are AP"),
+    ],
+)
+def test_a_row_or_number_that_is_not_there_is_one_line_and_writes_nothing(tmp_path, capfd, given, said):
+    make_results().write(tmp_path / "results.json")
+    with pytest.raises(SystemExit) as stopped:
+        main(["report", str(tmp_path), *given])
+    assert stopped.value.code == 2
+    assert said in capfd.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from codo.errors import CodoError
+from codo.errors import CodoError, nearest
 from codo.runs.files import write_text
 
 Status = Literal["done", "failed", "missing"]
@@ -37,7 +37,7 @@ class Row(_Record):
 
 
 class Trial(_Record):
-    """A value tried in a row; `score` is the grid's metric, None where there is none, e.g. of a failed job."""
+    """A value tried in a row; `score` is None where there is none, e.g. of a failed job."""
 
     row: str
     value: Any
@@ -51,13 +51,14 @@ class Tuning(_Record):
     Attributes:
         field: of the pretraining, dotted.
         seed: of the trials.
-        protocol: that they were judged by.
+        protocol, metric: that they were judged by.
         trials: in the order of the rows, of those that were tuned; their report lies in `tuning/`.
     """
 
     field: str
     seed: int
     protocol: str
+    metric: str
     trials: list[Trial]
 
 
@@ -169,6 +170,28 @@ class Results(_Record):
     def cell(self, row: str, protocol: str, seed: int) -> Cell:
         """Find a cell."""
         return next(c for c in self.cells if (c.row, c.protocol, c.seed) == (row, protocol, seed))
+
+    def asked(self, reference: str | None = None, metric: str | None = None) -> Results:
+        """Ask another question of the same cells, and add a notice that it was not the grid's.
+
+        Args:
+            reference: another row to compare to; None: the grid's.
+            metric: another of the detector's numbers, more being better, e.g. `AP75`, to decide by; None: the grid's.
+
+        Raises:
+            CodoError: no row, or no number, is called so.
+        """
+        numbers = dict.fromkeys(name for cell in self.cells for name in cell.metrics if "/" not in name)
+        for name, known, what in ((reference, [r.name for r in self.rows], "row"), (metric, [*numbers], "metric")):
+            if name is not None and name not in known:
+                near = nearest(name, known)
+                hint = f"did you mean {near!r}?" if near else f"there are {', '.join(known) or 'none'}"
+                raise CodoError(f"results: no {what} is called {name!r}; {hint}")
+        asked = self.model_copy(update={"reference": reference or self.reference, "metric": metric or self.metric})
+        if (asked.reference, asked.metric) == (self.reference, self.metric):
+            return self
+        notice = f"asked after the fact: the grid's own comparison is to {self.reference} by {self.metric}"
+        return asked.model_copy(update={"notices": [*self.notices, notice]})
 
     def write(self, path: Path) -> None:
         """Write as JSON."""

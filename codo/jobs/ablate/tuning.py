@@ -111,7 +111,8 @@ def tuned(grid: Grid, results: Results) -> tuple[Grid, Tuning, list[str]]:
         "the rows are the same once tuned, their difference is 0 by that alone": _same(rows),
     }
     said = [f"{what}: {', '.join(names)}" for what, names in notices.items() if names]
-    return replace(grid, rows=rows), Tuning(field=tune.field, seed=tune.seed, protocol=protocol, trials=tried), said
+    tuning = Tuning(field=tune.field, seed=tune.seed, protocol=protocol, metric=grid.file.metric, trials=tried)
+    return replace(grid, rows=rows), tuning, said
 
 
 def _tune(grid: Grid) -> Tune:

@@ -187,6 +187,17 @@ def test_the_csv_has_a_line_a_cell(written):
     assert failed["AP"] == ""
 
 
+def test_the_csv_of_curves_has_a_line_an_evaluation(written):
+    folder, results = written
+    rows = list(csv.DictReader((folder / "curves.csv").open(encoding="utf-8")))
+    assert len(rows) == sum(len(cell.curve) for cell in results.cells)
+    cell = next(c for c in results.cells if c.curve)
+    of_cell = [r for r in rows if (r["row"], r["protocol"], int(r["seed"])) == (cell.row, cell.protocol, cell.seed)]
+    assert [(int(r["step"]), float(r["epoch"]), float(r["AP"])) for r in of_cell] == [
+        (p.step, p.epoch, p.AP) for p in cell.curve
+    ]
+
+
 def test_the_csv_of_differences_has_what_was_computed():
     values = {(a, b): [10.0 + a, 11.0 + a + b, 12.5 + 2 * b] for a in (False, True) for b in (False, True)}
     results = make_factorial(values, ["A", "B"])

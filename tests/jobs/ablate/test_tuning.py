@@ -275,6 +275,7 @@ def test_every_form_of_the_report_says_what_was_tuned(tmp_path):
     assert "a: 0.02 (1.00), 0.06 (2.50) ←" in markdown(results, analyses)
     assert r"a: 0.02 (1.00), 0.06 (2.50) $\leftarrow$" in latex(results, analyses)
     assert "tuned" not in markdown(results.model_copy(update={"tuning": None}), analyses).split("## ")[0]
+    assert "judged by curve" in markdown(results.model_copy(update={"metric": "AP50"}), analyses)
 
 
 @pytest.fixture

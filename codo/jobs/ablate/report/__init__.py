@@ -13,12 +13,12 @@ from codo.runs.files import write_text
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-FILES = ("results.csv", "differences.csv", "table.md", "table.tex", "report.html")
+FILES = ("results.csv", "curves.csv", "differences.csv", "table.md", "table.tex", "report.html")
 """What is written, beside `figures/`."""
 
 
 def write_report(folder: Path, results: Results) -> None:
-    """Write results.csv, differences.csv, table.md, table.tex, figures/*.png and *.svg, and report.html.
+    """Write results.csv, curves.csv, differences.csv, table.md, table.tex, figures/*.png and *.svg, and report.html.
 
     Of an earlier report nothing stays: other PNG and SVG files in figures/ are removed.
 
@@ -32,7 +32,7 @@ def write_report(folder: Path, results: Results) -> None:
     """
     from codo.jobs.ablate.report.figures import draw
     from codo.jobs.ablate.report.page import render
-    from codo.jobs.ablate.report.tables import cells_csv, comparisons_csv, latex, markdown
+    from codo.jobs.ablate.report.tables import cells_csv, comparisons_csv, curves_csv, latex, markdown
 
     analyses = _analyse(results)
     pictures = draw(results, analyses)
@@ -43,7 +43,7 @@ def write_report(folder: Path, results: Results) -> None:
     for file in (folder / "figures").glob("*.*"):
         if file.suffix in (".png", ".svg") and file.stem not in names:
             file.unlink()
-    texts = (cells_csv(results), comparisons_csv(results, analyses), markdown(results, analyses))
+    texts = (cells_csv(results), curves_csv(results), comparisons_csv(results, analyses), markdown(results, analyses))
     for name, text in zip(FILES, (*texts, latex(results, analyses), page), strict=True):
         write_text(folder / name, text)
 

@@ -56,6 +56,13 @@ def cells_csv(results: Results) -> str:
     return _csv(lines)
 
 
+def curves_csv(results: Results) -> str:
+    """Write a line an evaluation in the course of a cell's transfer, AP in per cent; the mean of repeated ones."""
+    lines: list[list[object]] = [["row", "protocol", "seed", "step", "epoch", "AP"]]
+    lines += [[c.row, c.protocol, c.seed, p.step, p.epoch, p.AP] for c in results.cells for p in c.curve]
+    return _csv(lines)
+
+
 def comparisons_csv(results: Results, analyses: list[Analysis]) -> str:
     """Write a line a comparison, with all that was computed of it."""
     names = ("mean", "std", "low", "high", "p", "p_holm", "wilcoxon", "effect", "verdict")
