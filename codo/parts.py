@@ -42,6 +42,11 @@ class Parts:
     box_head: Callable[[int, int], nn.Module] | None = None
     backbone: Callable[[], nn.Module] | None = None
 
+    def __post_init__(self) -> None:
+        for kind in ("losses", "augmenters"):
+            if not isinstance(given := getattr(self, kind), Sequence):
+                raise CodoError(f"{kind}: a list is expected, this is a {type(given).__name__}")
+
     def names(self) -> dict[str, list[str]]:
         """Name what was handed over, for the record: kind -> names."""
         given = {f.name: getattr(self, f.name) for f in fields(self)}

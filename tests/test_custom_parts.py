@@ -225,6 +225,18 @@ class NoEmbeds(codo.Loss):
 class Vector(codo.Loss):
     embeds = "image"
     def forward(self, query, key): return query.image.sum(1)
+class Returns(codo.Loss):
+    embeds = "level"
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+    def forward(self, query, key):
+        return {"None": None, "float": 1.0, "int": torch.tensor(3), "complex": query.level.sum() * 1j}[self.what]
+class Forgets(torch.nn.Linear):
+    def __init__(self, inputs, hidden, outputs): super().__init__(inputs, outputs)
+    def forward(self, x): super().forward(x)
+class Wider(torch.nn.Linear):
+    def __init__(self, inputs, hidden, outputs): super().__init__(inputs, outputs + 1)
 class Grey:
     def __call__(self, rng, image, box, foregrounds): return image.mean(2), box
 class Alone:
@@ -262,7 +274,20 @@ class Wide(torch.nn.Sequential):
         ("loss.custom", ["broken:Loss"], "cannot import broken .SyntaxError"),
         ("loss.custom", ["bad_parts:NoLoss"], "loss NoLoss: a codo.Loss is expected"),
         ("loss.custom", ["bad_parts:NoEmbeds"], "`embeds` must be one of image, instance, level, dense"),
-        ("loss.custom", ["bad_parts:Vector"], r"loss Vector: must return a scalar, not a tensor \(2,\)|tensor \(4,\)"),
+        (
+            "loss.custom",
+            ["bad_parts:Vector"],
+            r"loss Vector: must return a scalar of floats, not \(4,\) of",
+        ),
+        *(
+            ("loss.custom", [{"path": "bad_parts:Returns", "parameters": {"what": what}}], f"loss Returns: must {said}")
+            for what, said in {
+                "None": "return a scalar tensor, not a NoneType",
+                "float": "return a scalar tensor, not a float",
+                "int": r"return a scalar of floats, not \(\) of torch.int64",
+                "complex": r"return a scalar of floats, not \(\) of torch.complex64",
+            }.items()
+        ),
         (
             "loss.custom",
             [{"path": "bad_parts:NoEmbeds", "parameters": {"x": 1}}],
@@ -286,6 +311,9 @@ class Wide(torch.nn.Sequential):
         ("model.box_head", "bad_parts:Wide", r"model.box_head: must give \(R, 32\).* it gives \(2, 64\)"),
         ("model.box_head", "bad_parts:nothing", "model.box_head: an nn.Module is expected, this is a NoneType"),
         ("model.projector", "bad_parts:nothing", "model.projector: an nn.Module is expected, this is a NoneType"),
+        ("model.projector", "bad_parts:Forgets", r"model.projector: must give \(R, 16\).* of 2 rows it gives NoneType"),
+        ("model.projector", "bad_parts:Wider", r"model.projector: must give \(R, 16\).* of 2 rows it gives \(2, 17\)"),
+        ("model.projector", "bad_parts:Wide", "bad_parts:Wide: .* takes 3 positional arguments but 4 were given"),
         ("augment", ["bad_parts:nothing"], "bad_parts:nothing: must give what can be called on a view.*NoneType"),
         ("jitter.custom", "bad_parts:nothing", "bad_parts:nothing: must give what can be called on a view.*NoneType"),
     ],
@@ -298,6 +326,34 @@ def test_a_bad_part_is_told_in_one_line(tiny, tmp_path, monkeypatch, field, valu
     with pytest.raises(CodoError, match=said) as raised:
         pretrain(tiny(**{field: value}), tmp_path / "run")
     assert "\n" not in str(raised.value)
+    assert not (tmp_path / "run").exists()  # free for the corrected command
+
+
+class Detached(codo.Loss):
+    embeds = "level"
+
+    def forward(self, query, key):
+        return (query.level.detach() - key.level).square().mean()
+
+
+def test_a_loss_without_gradient_is_told_and_alone_refused(tiny, tmp_path):
+    warnings = pretrain(tiny(), tmp_path / "beside", losses=[Detached()]).summary["warnings"]
+    assert warnings["gradient"] == "warning: loss Detached: had no gradient in this step, so that it trained nothing"
+    with pytest.raises(CodoError, match=r"^loss Detached: has no gradient, nothing would be learnt$"):
+        pretrain(tiny(loss__level=0), tmp_path / "alone", losses=[Detached()])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"losses": Detached()}, "losses: a list is expected, this is a Detached"),
+        ({"projector": torch.nn.Linear(16, 16)}, "projector: a class or function is expected that takes 3 widths: "),
+        ({"box_head": torch.nn.Flatten()}, "box_head: a class or function is expected that takes 2 widths: "),
+    ],
+)
+def test_a_part_from_python_that_is_none_is_told(tiny, tmp_path, given, said):
+    with pytest.raises(CodoError, match=said):
+        pretrain(tiny(), tmp_path / "run", **given)
 
 
 def test_a_path_without_a_name_is_refused_by_the_config(tiny):

@@ -15,10 +15,12 @@ import math
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,13 @@ from pydantic import BaseModel
 
 from codo._version import __version__
 from codo.config.load import dump_yaml
-from codo.errors import CodoError
+from codo.errors import CodoError, Interrupted
 from codo.runs.files import blocking_file, check_place, write_json, write_text
 from codo.runs.hardware import Hardware
 from codo.runs.lock import LOCK_FILE
+
+START_FILES = {"config.yaml", "environment.json", "coverage.json"}
+"""What a run writes before its first step."""
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "pycocotools", "hotcoco", "pydantic", "safetensors")
 
@@ -120,6 +125,21 @@ class RunFolder:
         if not (path / "config.yaml").is_file():
             raise CodoError(f"{path} is not a run folder (no config.yaml in it)")
         return RunFolder(path)
+
+    @contextmanager
+    def given_back(self) -> Iterator[None]:
+        """Remove the folder again where what is done in it fails before there is anything to keep: `out` is free.
+
+        Kept is what logged or saved something, and what was interrupted: that can go on.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, Interrupted):
+                self.sweep()
+                if {file.name for file in self.path.iterdir()} <= START_FILES:
+                    shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     def sweep(self) -> None:
         """Remove what a killed process left half-written."""

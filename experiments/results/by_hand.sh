@@ -1,8 +1,6 @@
 #!/bin/sh
-# The paired differences that the pages give and no report has, from the tables beside them: mean [95%], p (neither corrected), seeds.
-#   sh experiments/results/by_hand.sh      about a minute and a half; PYTHON=.venv/bin/python where it is not `python`
-#
-# A number that several places give stands once, where it is explained.
+# The paired differences that the pages give and no report has, from the tables beside them: mean [95%], p, neither corrected, seeds.
+#   sh experiments/results/by_hand.sh      about two minutes; PYTHON=.venv/bin/python where it is not `python`
 set -eu
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-python}
@@ -56,7 +54,6 @@ say "MoCo v2 against CoDo, frozen" methods/results.csv methods/before.csv --of "
 
 section "The methods: three times as long a fine-tuning, CoDo less random, two seeds"
 say "area" methods/long_fine_tuning.csv --of CoDo --less random
-say "AP" methods/long_fine_tuning.csv --of CoDo --less random --metric AP
 
 section "The methods: fine-tuning all through adds nothing to CoDo, frozen less fine-tuned"
 say "area" methods/results.csv --of "CoDo @ $frozen" --less "CoDo @ $tuned"
@@ -91,6 +88,10 @@ say "CoDo, 12 epochs, less random, frozen (the page has p by Holm)" longer/resul
 section "The mechanism: C5's variance ratio (the page has a digit more)"
 say "CoDo less random" methods/results.csv --of "CoDo @ $frozen" --less "random @ $frozen" --metric probe/variance_ratio
 
+section "The mechanism: the box head's box_slope, CoDo less"
+say "random" methods/results.csv --of "CoDo @ $frozen" --less "random @ $frozen" --metric probe/box_head/box_slope
+say "InsLoc" methods/results.csv --of "CoDo @ $frozen" --less "InsLoc @ $frozen" --metric probe/box_head/box_slope
+
 section "Where it fails: four minutes of pretraining, frozen"
 say "CoDo, 4 epochs, less random, AP" longer/results.csv --of "CoDo, 4 epochs @ $frozen" --less "random @ $frozen" --metric AP
 
@@ -104,7 +105,7 @@ say "tuned, the second" components/tuned.csv --of "$ah" --of "$all" --less $a --
 say "hierarchy without alignment, the surest grid" components/repeated.csv --of $h --of "$bh" --less "$neither" --less $b
 say "backgrounds without alignment, tuned, the first time" components/tuned_before.csv --of $b --of "$bh" --less "$neither" --less $h
 say "the second" components/tuned.csv --of $b --of "$bh" --less "$neither" --less $h
-say "all three, less the best row but the two best, area" components/repeated.csv --of "$all" --less "$ba"
+say "the lower of the two best rows, all three, less the next, area" components/repeated.csv --of "$all" --less "$ba"
 say "AP" components/repeated.csv --of "$all" --less $a --metric AP
 
 section "Three detectors of each pretraining: CoDo less"
@@ -117,11 +118,16 @@ say "AP at the end" components/repeated.csv --of "$all" --less "$ba" --metric AP
 say "backgrounds, area" components/repeated.csv --of "$all" --less "$ah"
 say "AP at the end" components/repeated.csv --of "$all" --less "$ah" --metric AP
 
+section "Three detectors of each pretraining: as a ladder"
+say "MoCo v2 less random weights" components/repeated.csv --of "$neither" --less random
+say "with alignment" components/repeated.csv --of $a --less "$neither"
+say "with backgrounds too" components/repeated.csv --of "$ba" --less $a
+say "with the hierarchy too" components/repeated.csv --of "$all" --less "$ba"
+
 section "Three detectors of each pretraining: halves of the grid"
 say "backgrounds without alignment, area" components/repeated.csv --of $b --of "$bh" --less "$neither" --less $h
 say "AP" components/repeated.csv --of $b --of "$bh" --less "$neither" --less $h --metric AP
-say "MoCo v2 less random weights" components/repeated.csv --of "$neither" --less random
-say "with backgrounds" components/repeated.csv --of $b --less random
+say "MoCo v2 with backgrounds, less random weights" components/repeated.csv --of $b --less random
 say "with the hierarchy too" components/repeated.csv --of "$bh" --less random
 say "backgrounds with alignment" components/repeated.csv --of "$ba" --of "$all" --less $a --less "$ah"
 say "alignment with the hierarchy" components/repeated.csv --of "$ah" --of "$all" --less $h --less "$bh"
@@ -150,8 +156,7 @@ say "background" components/tuned.csv components/tuned_before.csv --of $b --of "
 say "hierarchy" components/tuned.csv components/tuned_before.csv --of $h --of "$ah" --of "$bh" --of "$all" --less "$neither" --less $a --less $b --less "$ba"
 
 section "Each row with its own learning rate: backgrounds alone, less MoCo v2"
-say "the second time" components/tuned.csv --of $b --less "$neither"
-say "the first" components/tuned_before.csv --of $b --less "$neither"
+say "the first time" components/tuned_before.csv --of $b --less "$neither"
 
 section "With and without backgrounds: CoDo less backgrounds"
 say "ten seeds, area" repeated/results.csv components/repeated.csv --of "CoDo | $all" --less "no backgrounds | $ah"

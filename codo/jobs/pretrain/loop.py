@@ -41,6 +41,7 @@ class StepResult:
         batch_accuracy: likewise.
         gradient_norm: over all parameters, before clipping.
         query: embeddings of a query view of the whole batch, without gradient.
+        without_gradient: terms that had none in some view.
     """
 
     loss: float = 0.0
@@ -49,6 +50,7 @@ class StepResult:
     batch_accuracy: float = math.nan
     gradient_norm: float = math.nan
     query: Embeddings | None = None
+    without_gradient: set[str] = field(default_factory=set)
     _accuracies: list[tuple[float, float]] = field(default_factory=list)
 
     def note_accuracies(self, pairs: list[tuple[float, float]]) -> None:
@@ -252,13 +254,14 @@ class Trainer:
             torch.manual_seed(draws)
             for key in keys:
                 for name, loss, weight in self.method.terms():
-                    value = loss(query, key)
-                    found = value if isinstance(value, Contrast) else Contrast(value)
-                    if found.loss.ndim != 0:
-                        raise CodoError(f"loss {name}: must return a scalar, not a tensor {tuple(found.loss.shape)}")
+                    found = _contrast(name, loss(query, key))
+                    if not found.loss.requires_grad:
+                        result.without_gradient.add(name)
                     total = total + weight / views * found.loss
                     result.terms[name] += float(found.loss.detach()) / views
                     accuracies.append((float(found.queue_accuracy), float(found.batch_accuracy)))
+        if not total.requires_grad:
+            raise CodoError(f"loss {', '.join(result.without_gradient)}: has no gradient, nothing would be learnt")
         self.scaler.scale(total).backward()
         result.loss += float(total.detach())
         result.note_accuracies(accuracies)
@@ -283,6 +286,17 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+
+
+def _contrast(name: str, value: object) -> Contrast:
+    """Refuse what a user's loss may return by mistake."""
+    found = value if isinstance(value, Contrast) else Contrast(value)  # type: ignore[arg-type]  # looked at below
+    loss: object = found.loss
+    if not isinstance(loss, Tensor):
+        raise CodoError(f"loss {name}: must return a scalar tensor, not a {type(loss).__name__}")
+    if loss.ndim != 0 or not loss.is_floating_point():
+        raise CodoError(f"loss {name}: must return a scalar of floats, not {tuple(loss.shape)} of {loss.dtype}")
+    return found
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def pretrain(
         sources, dataset = _open(config, parts, world)
         run = Run(config, dataset, parts, world)
         folder = RunFolder.create(out, "pretrain") if world.first else None
-        with held(folder.path if folder else None):
+        with folder.given_back() if folder else nullcontext(), held(folder.path if folder else None):
             folder = RunFolder(world.collect(folder.path if folder else Path())[0])
             if world.first:
                 run.write_start(folder, sources)

@@ -61,7 +61,7 @@ class Run:
         seconds: time spent in earlier sessions.
         usable: pool -> how many images it has; what is drawn depends on it.
         unreadable: names of broken images that were left out or passed over.
-        warnings: name -> warning, of what was noticed: `shortcut`, `collapse`, `untrained`.
+        warnings: name -> warning, of what was noticed: `shortcut`, `collapse`, `untrained`, `gradient`.
         extended: the steps after which the run was made longer, each with the epochs that it had before.
     """
 
@@ -179,6 +179,9 @@ class Run:
                     result = self.advance(batch)
                 except NotFiniteError as error:
                     raise self.report(folder, batch, error, saved) from error
+                if self.step == first + 1 and (idle := sorted(result.without_gradient)):
+                    text = f"warning: loss {', '.join(idle)}: had no gradient in this step, so that it trained nothing"
+                    self.note("gradient", text, progress)
                 self.seconds = earlier + time.monotonic() - start
                 if remedy := data_wait.add(waited, time.perf_counter() - waiting):
                     progress.note(remedy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def transfer(
         world.check_same(data.fingerprint, "data: the images or annotations")
         detector, loaded = load_detector(config, data)
         folder = RunFolder.create(out, "transfer") if world.first else None
-        with held(folder.path if folder else None):
+        with folder.given_back() if folder else nullcontext(), held(folder.path if folder else None):
             folder = RunFolder(world.collect(folder.path if folder else Path())[0])
             if world.first:
                 write_json(folder.path / "coverage.json", loaded)
