@@ -78,7 +78,7 @@ def _print_evaluation(found: dict[str, Any]) -> None:
         warn(f"the data set lacks {len(facts['classes_absent'])} of the run's classes; detections of them do not count")
     if found["unreadable_images"]:
         unreadable = found["unreadable_images"]
-        warn(f"{len(unreadable)} images cannot be read and were left out, e.g. {unreadable[0]}")
+        warn(f"{len(unreadable)} images cannot be used and were left out, e.g. {unreadable[0]}")
     print_metrics(found, facts["name"])
 
 

@@ -254,9 +254,9 @@ def _print_result(result: TransferResult) -> None:
     unreadable = summary["unreadable_images"]
     if unreadable["val"]:
         example = unreadable["val"][0]
-        warn(f"{len(unreadable['val'])} images to evaluate on cannot be read and were left out, e.g. {example}")
+        warn(f"{len(unreadable['val'])} images to evaluate on cannot be used and were left out, e.g. {example}")
     if unreadable["train"]:
-        warn(f"{unreadable['train']} training images cannot be read; others took their place")
+        warn(f"{unreadable['train']} training images cannot be used; others took their place")
     print_metrics(summary, f"{summary['data']['name']} val")
     print_curve(summary)
     console.print(f"{summary['steps']} steps, training took {duration(summary['train_seconds'])}")

@@ -99,10 +99,9 @@ def load_run_config(kind: type[Config], folder: Path, changes: Mapping[str, Any]
     for field, command, what in (("canvas", "pretrain", "pretraining"), ("detector", "transfer", "transfer")):
         if field in tree and field not in kind.model_fields:
             other = {"pretrain": "transfer", "transfer": "pretraining"}[command]
-            raise CodoError(
-                f"{folder} is a {what} run, and a {other} run is needed here; that one goes on with: "
-                f"codo {command} --resume {shlex.quote(str(folder))}"
-            )
+            more = f"; that one goes on with: codo {command} --resume {shlex.quote(str(folder))}"
+            finished = (folder / "summary.json").is_file()
+            raise CodoError(f"{folder} is a {what} run, and a {other} run is needed here{'' if finished else more}")
     return load_config(kind, {}, file=folder / "config.yaml", default_preset="", flags=changes)
 
 
@@ -238,13 +237,24 @@ def unknown_field(loc: Sequence[str], kind: type[BaseModel]) -> str:
     return f"config: there is no field {key!r}{hint}"
 
 
+def plain(error: Mapping[str, Any]) -> str:
+    """Say a validation's error in the words of who writes YAML."""
+    if error["type"] in ("tuple_type", "list_type"):
+        return "a list is expected"
+    if error["type"] == "too_short":
+        return f"at least {error['ctx']['min_length']} expected"
+    message = str(error["msg"])
+    ours = message.removeprefix("Value error, ")
+    return ours if ours != message else message[:1].lower() + message[1:]
+
+
 def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     """One line for the first error of a validation."""
     first = error.errors(include_url=False)[0]
     loc = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         return unknown_field(loc, kind)
-    message = first["msg"].removeprefix("Value error, ")
+    message = plain(first)
     if first["type"] == "string_pattern_mismatch":  # of a DottedPath, the only pattern
         message = "write module:Name or file.py:Name"
     if not loc:
@@ -257,4 +267,4 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
         and part not in ("int", "float", "str")
         and not part.startswith("constrained-")
     ]
-    return f"config: {'.'.join(field)} = {value!r}: {message[0].lower()}{message[1:]}"
+    return f"config: {'.'.join(field)} = {value!r}: {message}"

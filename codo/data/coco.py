@@ -191,6 +191,9 @@ def load_coco(json_path: Path, images: Path) -> CocoDataset:
     json_path = Path(json_path)
     content = read_json(json_path)
     categories = read_categories(content, json_path)
+    names = list(categories.values())
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        warn(f"{json_path}: several categories are called {', '.join(twice)}: they are learnt as different classes")
     kept, absent = _images(entries_of(content, "images", json_path), json_path, Path(images))
     skipped = {FILE_ABSENT: len(absent)} if absent else {}
     entries = entries_of(content, "annotations", json_path)
@@ -265,6 +268,8 @@ def _images(entries: list[Any], path: Path, folder: Path) -> tuple[list[CocoImag
             kept.append(CocoImage(image_id, name, folder / relative, width, height))
         else:
             absent.add(image_id)
+    if not entries:
+        raise CodoError(f"{path}: it lists no images")
     if not kept:
         example = f", e.g. {entry_of(entries[0])['file_name']!r}" if entries else ""
         raise CodoError(f"{path}: none of its {len(entries)} images{example}, is in {folder}; is it the right folder?")

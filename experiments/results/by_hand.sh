@@ -28,6 +28,7 @@ ba='background + alignment' bh='background + hierarchy' ah='alignment + hierarch
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
+trap 'exit 1' HUP INT TERM
 
 page README.md
 

@@ -181,6 +181,7 @@ def edit(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
     [
         ("images", ..., '"images" is missing'),
         ("annotations", ..., '"annotations" is missing'),
+        ("images", [], "instances_train.json: it lists no images"),
         ("categories", {"1": "x"}, '"categories" is not a list'),
         ("images.1.width", ..., r"images\[1\] has no 'width'"),
         ("images.0", 5, r"images\[0\] has no 'id'"),
@@ -213,6 +214,16 @@ def test_what_is_not_coco_is_refused(
     with pytest.raises(CodoError, match=message) as caught:
         load_coco(write(content), tmp_path / "images")
     assert str(tmp_path / "instances_train.json") in str(caught.value)
+
+
+def test_categories_of_one_name_are_told(
+    write: Callable[[Any], Path], content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_coco(write(content), tmp_path / "images")
+    assert "several categories" not in capsys.readouterr().err
+    content["categories"][1]["name"] = content["categories"][0]["name"]
+    assert len(load_coco(write(content), tmp_path / "images").categories) == len(content["categories"])
+    assert "several categories are called" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

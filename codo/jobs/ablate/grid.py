@@ -7,13 +7,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
+from codo.config.load import plain
 from codo.config.sections import Section
 from codo.errors import CodoError, nearest
 from codo.jobs.ablate.lines import LinedYaml, dotted
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=80, strip_whitespace=True)]
-Protocol = Annotated[str, StringConstraints(min_length=1, max_length=80)]
+Key = Annotated[str, StringConstraints(min_length=1, max_length=80)]
 """As it is written: blanks stripped, two could become one."""
+Count = Annotated[int, Field(ge=1, strict=True)]
+Seed = Annotated[int, Field(ge=0, strict=True)]
 Design = Literal["one_at_a_time", "ladder", "factorial", "rows"]
 
 
@@ -47,7 +50,7 @@ class Tune(Section):
     """The same for every row."""
     factors: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(None, min_length=2)
     """Times what the row has, rounded to two significant digits; in place of `values`."""
-    seed: int = Field(ge=0)
+    seed: Seed
     """Of the trials; none of the rows' seeds, whose cells would else be those that were chosen for being good."""
     protocol: str | None = None
     """The transfer that the trials are judged by, on its validation images; unset: the first."""
@@ -69,9 +72,9 @@ class GridFile(Section):
     """`preset` or `config` (a file), and fields of PretrainConfig."""
     data: GridData = GridData()
     design: Design
-    axes: dict[str, Any] = Field(default_factory=dict)
+    axes: dict[Key, Any] = Field(default_factory=dict)
     """Name -> what the axis sets; see `axes_of`."""
-    rows: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    rows: dict[Key, dict[str, Any]] = Field(default_factory=dict)
     """Of the design `rows`: name -> what the row sets, or `weights: none`."""
     base_row: Name | None = None
     """What to call the row of the base."""
@@ -79,18 +82,18 @@ class GridFile(Section):
     """Add a row `random`, which is not pretrained."""
     reference: str | None = None
     """The row that the others are compared to; unset: the base's."""
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1)
     budget: Literal["composites", "epochs"] = "composites"
     """What is equal in all rows: images composed (more views mean fewer epochs), or epochs."""
     tune: Tune | None = None
     """A field that is tuned for each row."""
-    transfer: dict[Protocol, dict[str, Any]] = Field(min_length=1)
+    transfer: dict[Key, dict[str, Any]] = Field(min_length=1)
     """Name of a protocol -> `preset` and fields of TransferConfig."""
     probes: bool | tuple[str, ...] = False
     """Label-free probes of every pretraining: all, none, or some by name."""
-    processes: int = Field(1, ge=1)
+    processes: Count = 1
     """Of each pretraining and transfer (torchrun), each with a GPU of its own."""
-    repeats: int = Field(1, ge=1)
+    repeats: Count = 1
     """Transfers of each pretraining, whose mean is the cell's; the n-th has the seed `repeat_seed(seed, n)`."""
     metric: Literal["AP", "curve_area"] = "AP"
     """The one that decides."""
@@ -123,8 +126,8 @@ def with_seeds(grid: GridFile, seeds: tuple[int, ...]) -> GridFile:
     try:
         return GridFile.model_validate({**dict(grid), "seeds": seeds})
     except ValidationError as error:
-        message = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, seeds: ")
-        raise CodoError(f"seeds {list(seeds)}: {message[0].lower()}{message[1:]}") from None
+        message = plain(error.errors(include_url=False)[0]).removeprefix("seeds: ")
+        raise CodoError(f"seeds {list(seeds)}: {message}") from None
 
 
 def read_grid(file: Path) -> tuple[GridFile, LinedYaml]:
@@ -142,7 +145,7 @@ def read_grid(file: Path) -> tuple[GridFile, LinedYaml]:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         keys = tuple(first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
+        message = plain(first)
         if first["type"] == "extra_forbidden":
             near = nearest(str(keys[-1]), GridFile.model_fields)
             raise yaml.error(keys, "no such key" + (f"; did you mean {near}?" if near else "")) from None
@@ -160,4 +163,4 @@ def read_grid(file: Path) -> tuple[GridFile, LinedYaml]:
         name, colon, rest = message.partition(": ")
         if not keys and colon and name in GridFile.model_fields:
             raise yaml.error((name,), rest) from None
-        raise yaml.error(keys, message[0].lower() + message[1:]) from None
+        raise yaml.error(keys, message) from None

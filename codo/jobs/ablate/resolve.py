@@ -105,6 +105,7 @@ def load_grid(path: Path, seeds: tuple[int, ...] | None = None) -> Grid:
     base = Base(file, yaml)
     rows = [base.resolve(plan) for plan in plans]
     check_differences(rows, yaml)
+    check_protocols(rows, yaml)
     return Grid(file, yaml, base.pretrain, rows, reference)
 
 
@@ -262,6 +263,18 @@ def what_differs(row: ResolvedRow) -> str:
     pretrain = None if row.changes is None else effective(row.pretrain)
     transfers = {name: effective_transfer(config, row.pretrain) for name, config in row.transfers.items()}
     return json.dumps([pretrain, transfers], sort_keys=True)
+
+
+def check_protocols(rows: list[ResolvedRow], yaml: LinedYaml) -> None:
+    """Refuse two transfers that are the same in all rows."""
+    seen: dict[str, str] = {}
+    for name in rows[0].transfers:
+        told = json.dumps([effective_transfer(row.transfers[name], row.pretrain) for row in rows], sort_keys=True)
+        if told in seen:
+            raise yaml.error(
+                ("transfer", name), f"the transfers {seen[told]!r} and {name!r} resolve to the same config"
+            )
+        seen[told] = name
 
 
 def check_differences(rows: list[ResolvedRow], yaml: LinedYaml) -> None:

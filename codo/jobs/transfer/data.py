@@ -65,7 +65,9 @@ def load_data(config: TransferConfig) -> Data:
     train = take_fraction(whole, config.data.fraction, config.seed)
     boxes = [len(training_annotations(train, image.id, masks)) for image in train.images]
     if not sum(boxes):
-        why = "; ".join(f"{count} x {reason}" for reason, count in whole.skipped.items())
+        crowds = sum(annotation["iscrowd"] for own in train.annotations.values() for annotation in own)
+        found = whole.skipped | ({"crowd, which is no object's box": crowds} if crowds else {})
+        why = "; ".join(f"{count} x {reason}" for reason, count in found.items())
         raise CodoError(
             f"data: the {len(boxes)} training images of {paths.train_json} have no boxes" + (f" ({why})" if why else "")
         )

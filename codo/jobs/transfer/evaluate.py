@@ -18,6 +18,7 @@ from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.coco_metrics import CocoMetrics, Kind, coco_metrics
 from codo.jobs.transfer.dataset import DetectionDataset
 from codo.jobs.transfer.trunk import announce
+from codo.runs.console import warn
 from codo.runs.hardware import Hardware
 from codo.runs.loading import loading
 from codo.runs.world import World
@@ -30,13 +31,18 @@ class Predictions:
     Attributes:
         results: in COCO's result format: image_id, the data set's own category_id, bbox xywh in pixels of the
             original image, score; of a detector of masks `segmentation`, compressed RLE.
-        unreadable: image id -> why it could not be read.
+        unreadable: image id -> why it could not be read, or not be used.
         seconds: what it took.
     """
 
     results: list[dict[str, Any]] = field(default_factory=list)
     unreadable: dict[int, str] = field(default_factory=dict)
     seconds: float = 0.0
+
+    def tell_unreadable(self) -> None:
+        """Say why images were left out, of the first five."""
+        for reason in list(self.unreadable.values())[:5]:
+            warn(f"not evaluated on: {reason}")
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ def evaluate_run(
         check_place(out / "evaluation.json")
     with counter("evaluating") as tell:
         found = evaluate(run.detector, dataset, order, run.hardware, tell)
+    found.tell_unreadable()
     # From the run's category ids to the data set's; what the data set has no category for is no mistake there.
     theirs = {own: category for category, own in known.items()}
     found.results[:] = [

@@ -73,6 +73,7 @@ def finish(
         "mean": json.dumps(list(detector.transform.image_mean)),
         "std": json.dumps(list(detector.transform.image_std)),
     }
+    predictions.tell_unreadable()
     unreadable = set().union(*world.collect(training.unreadable))
     file_names = {image.id: image.file_name for image in data.val.images}
     summary = {

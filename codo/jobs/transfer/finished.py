@@ -60,6 +60,7 @@ def open_run(path: Path, changes: Mapping[str, Any] | None = None, *, best: bool
     named = shlex.quote(str(path))
     file = path / "weights.safetensors"
     if not file.is_file():
+        load_run_config(TransferConfig, path)  # of a pretraining it says so
         raise CodoError(f"{path} has no weights.safetensors: not finished; go on with: codo transfer --resume {named}")
     told = "weights.safetensors, the end of training"
     if best:

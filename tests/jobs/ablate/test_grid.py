@@ -343,6 +343,36 @@ def test_a_refusal_of_the_base_or_a_protocol_names_its_line(tmp_path):
         assert str(path) + said in str(raised.value)
 
 
+def test_two_transfers_that_are_the_same_are_refused(tmp_path):
+    text = HEAD.format(design="ladder") + "  again: {epochs: 3, fraction: 0.5}\naxes:\n  views: 2\n"
+    (tmp_path / "grid.yaml").write_text(text)
+    with pytest.raises(CodoError, match=r"grid.yaml:\d+: transfer.again: the transfers 'tuned' and 'again' resolve to"):
+        load_grid(tmp_path / "grid.yaml")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("seeds: [0, 1]", "seeds: [true]", ": seeds.0: input should be a valid integer"),
+        ("seeds: [0, 1]", "seeds: []", ": seeds: at least 1 expected"),
+        ("seeds: [0, 1]", "seeds: zero", ": seeds: a list is expected"),
+        ("seeds: [0, 1]", "seeds: [0, 1]\nrepeats: true", ": repeats: input should be a valid integer"),
+        (
+            "seeds: [0, 1]",
+            "seeds: [0, 1]\ntune: {field: optim.lr, factors: [2], seed: 9}",
+            ": tune.factors: at least 2 exp",
+        ),
+        ("  views: 2", "  '': 2", ": axes.: a name is empty"),
+    ],
+)
+def test_a_value_of_another_kind_is_told_in_words_of_yaml(tmp_path, before, after, said):
+    text = HEAD.format(design="ladder") + "axes:\n  views: 2\n"
+    (tmp_path / "grid.yaml").write_text(text.replace(before, after))
+    with pytest.raises(CodoError) as raised:
+        load_grid(tmp_path / "grid.yaml")
+    assert said in str(raised.value)
+
+
 def test_transfers_whose_names_differ_by_a_blank_are_two(tmp_path):
     text = HEAD.format(design="ladder") + "  'tuned ': {epochs: 2}\naxes:\n  views: 2\n"
     (tmp_path / "grid.yaml").write_text(text)
@@ -355,7 +385,7 @@ def test_seeds_may_be_given(tmp_path):
     for seeds, said in (
         ((-1,), r"seeds \[-1\]: input should be greater than or equal to 0"),
         ((0, 0, 1), r"seeds \[0, 0, 1\]: each once"),
-        ((), r"seeds \[\]: tuple should have at least 1 item"),
+        ((), r"seeds \[\]: at least 1 expected"),
     ):
         with pytest.raises(CodoError, match=said):
             load_grid(tmp_path / "grid.yaml", seeds=seeds)

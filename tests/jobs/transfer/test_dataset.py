@@ -209,6 +209,11 @@ def test_a_set_without_boxes_is_refused(make_config: Callable[..., TransferConfi
     with pytest.raises(CodoError, match=r"6 training images .* have no boxes$"):
         load_data(make_config(data={"root": str(own_root)}))
     for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    (own_root / "instances_train.json").write_text(json.dumps(content))
+    with pytest.raises(CodoError, match=r"have no boxes \(10 x crowd, which is no object's box\)$"):
+        load_data(make_config(data={"root": str(own_root)}))
+    for annotation in content["annotations"]:
         annotation["image_id"] = 99
     (own_root / "instances_train.json").write_text(json.dumps(content))
     with pytest.raises(CodoError, match=r"have no boxes \(10 x annotation for an image that is not listed\)$"):

@@ -87,7 +87,7 @@ def test_a_dry_run_trains_and_writes_nothing(
 
 
 def test_a_run_of_the_wrong_kind_is_named_so(
-    tiny: Any, make_config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Any, make_config: Any, coco_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     configs = {"first": tiny(), "second": make_config()}
     for name, config in configs.items():
@@ -101,6 +101,12 @@ def test_a_run_of_the_wrong_kind_is_named_so(
         run = command.pop()
         assert codo(*command, tmp_path / run) == 2
         assert f"{told[run]} --resume {tmp_path / run}\n" in capsys.readouterr().err
+    picture = next(coco_root.rglob("*.png"))
+    assert codo("predict", tmp_path / "first", picture) == 2
+    assert f"{told['first']} --resume {tmp_path / 'first'}\n" in capsys.readouterr().err
+    (tmp_path / "second" / "summary.json").write_text("{}")
+    assert codo("probe", tmp_path / "second") == 2
+    assert "is a transfer run, and a pretraining run is needed here\n" in capsys.readouterr().err
 
 
 def test_images_to_evaluate_on_without_boxes_are_warned_of(

@@ -367,7 +367,9 @@ def test_a_diverging_run_says_where(make_config: Make, tmp_path: Path) -> None:
         transfer(config, tmp_path / "run")
 
 
-def test_broken_images_are_counted_and_left_out(make_config: Make, coco_root: Path, tmp_path: Path) -> None:
+def test_broken_images_are_counted_and_left_out(
+    make_config: Make, coco_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(coco_root, tmp_path / "squares")
     for name in ("train_1.png", "val_2.png"):
         path = tmp_path / "squares" / "images" / name
@@ -375,6 +377,9 @@ def test_broken_images_are_counted_and_left_out(make_config: Make, coco_root: Pa
     config = make_config(data={"root": str(tmp_path / "squares")}, optim={"epochs": 1})
     result = transfer(config, tmp_path / "run")
     assert result.summary["unreadable_images"] == {"train": 1, "val": ["val_2.png"]}
+    said = " ".join(capsys.readouterr().err.split())
+    assert "not evaluated on:" in said
+    assert "val_2.png" in said
     # Resumed after its last step, which reads nothing, it still knows.
     (result.path / "summary.json").unlink()
     assert resume(result.path).summary["unreadable_images"] == result.summary["unreadable_images"]
