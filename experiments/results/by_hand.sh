@@ -13,7 +13,7 @@ say() { # say LABEL TABLE.csv.. --of ROW.. --less ROW.. [--metric NAME] [--setti
   printf '    %s: ' "$1"; shift
   for argument do
     shift
-    case $argument in /*) ;; *.csv) argument=experiments/results/$argument ;; esac
+    case $argument in *.csv) argument=experiments/results/$argument ;; esac
     set -- "$@" "$argument"
   done
   "$PYTHON" experiments/small/difference.py "$@"
@@ -26,9 +26,6 @@ tuned='cards, 34 %' frozen='cards, 34 %, frozen' first='anchors rounded, fresh n
 neither='MoCo v2, two views' b=background a=alignment h=hierarchy
 ba='background + alignment' bh='background + hierarchy' ah='alignment + hierarchy' all='background + alignment + hierarchy'
 
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-trap 'exit 1' HUP INT TERM
 
 page README.md
 
@@ -61,9 +58,8 @@ say "area" methods/results.csv --of "CoDo @ $frozen" --less "CoDo @ $tuned"
 say "AP at the end" methods/results.csv --of "CoDo @ $frozen" --less "CoDo @ $tuned" --metric AP
 
 section "The methods: seeds 1 to 4 alone, CoDo less random"
-grep -v '",0,done,' experiments/results/methods/results.csv > "$scratch/1_to_4.csv"
-say "fine-tuned" "$scratch/1_to_4.csv" --of "CoDo @ $tuned" --less "random @ $tuned"
-say "frozen" "$scratch/1_to_4.csv" --of "CoDo @ $frozen" --less "random @ $frozen"
+say "fine-tuned" methods/results.csv --of "CoDo @ $tuned" --less "random @ $tuned" --seeds 1,2,3,4
+say "frozen" methods/results.csv --of "CoDo @ $frozen" --less "random @ $frozen" --seeds 1,2,3,4
 
 section "The methods: CoDo ahead of MoCo v2 with the backbone frozen"
 say "AP" methods/results.csv --of "CoDo @ $frozen" --less "MoCo v2 @ $frozen" --metric AP
@@ -73,12 +69,18 @@ say "pretraining, CoDo less random" repeated/results.csv --of CoDo --less random
 say "pasted backgrounds" repeated/results.csv --of CoDo --less "no backgrounds" --metric AP
 say "InsLoc less CoDo" repeated/results.csv --of InsLoc --less CoDo --metric AP
 
-section "Where the backgrounds come from: box head, another view among distractors (the page has a digit more)"
-say "downstream less the foregrounds'" background_source/results.csv --of downstream --less self --metric probe/box_head/view_hard_top1
+section "Where the backgrounds come from: box head, another view among distractors"
+say "downstream less the foregrounds'" background_source/results.csv --of downstream --less self --metric probe/box_head/view_hard_top1 --digits 3
+
+section "Where the backgrounds come from: area, downstream less self"
+say "the first time" background_source/before.csv --of downstream --less self
+say "the mean of both for each seed" background_source/results.csv background_source/before.csv --of downstream --less self
 
 section "From CoDo to InsLoc: CoDo at InsLoc's learning rate, less at its own"
 say "fine-tuned" methods/learning_rate.csv --of "CoDo, lr .06 @ $tuned" --less "CoDo @ $tuned"
 say "frozen" methods/learning_rate.csv --of "CoDo, lr .06 @ $frozen" --less "CoDo @ $frozen"
+say "fine-tuned, the first time" methods/learning_rate_before.csv --of "CoDo, lr .06 @ $tuned" --less "CoDo @ $tuned"
+say "fine-tuned, the mean of both for each seed" methods/learning_rate.csv methods/learning_rate_before.csv --of "CoDo, lr .06 @ $tuned" --less "CoDo @ $tuned"
 
 section "Does more help?"
 say "CoDo, 12 epochs less 4, frozen" longer/results.csv --of "CoDo, 12 epochs @ $frozen" --less "CoDo, 4 epochs @ $frozen"
@@ -86,8 +88,8 @@ say "CoDo, 12 epochs less 4, fine-tuned" longer/results.csv --of "CoDo, 12 epoch
 say "MoCo v2, 18 epochs less 6, fine-tuned" longer/results.csv --of "MoCo v2, 18 epochs @ $tuned" --less "MoCo v2, 6 epochs @ $tuned"
 say "CoDo, 12 epochs, less random, frozen (the page has p by Holm)" longer/results.csv --of "CoDo, 12 epochs @ $frozen" --less "random @ $frozen"
 
-section "The mechanism: C5's variance ratio (the page has a digit more)"
-say "CoDo less random" methods/results.csv --of "CoDo @ $frozen" --less "random @ $frozen" --metric probe/variance_ratio
+section "The mechanism: C5's variance ratio"
+say "CoDo less random" methods/results.csv --of "CoDo @ $frozen" --less "random @ $frozen" --metric probe/variance_ratio --digits 3
 
 section "The mechanism: the box head's box_slope, CoDo less"
 say "random" methods/results.csv --of "CoDo @ $frozen" --less "random @ $frozen" --metric probe/box_head/box_slope

@@ -72,19 +72,29 @@ def difference(
 @click.option("--less", "minus", multiple=True, required=True, metavar="ROW[ @ PROTOCOL]")
 @click.option("--metric", default="curve_area", show_default=True)
 @click.option("--setting", help="Of tables that have this column.")
+@click.option("--seeds", help="These alone, e.g. 1,2,3.")
+@click.option("--digits", default=2, show_default=True, type=click.IntRange(0, 9))
 def main(
-    files: tuple[Path, ...], plus: tuple[str, ...], minus: tuple[str, ...], metric: str, setting: str | None
+    files: tuple[Path, ...],
+    plus: tuple[str, ...],
+    minus: tuple[str, ...],
+    metric: str,
+    setting: str | None,
+    seeds: str | None,
+    digits: int,
 ) -> None:
     """Print the mean difference, its 95% interval and p of the paired t-test, neither corrected, and the seeds."""
     try:
         found = difference([*files], [*plus], [*minus], metric, setting)
     except CodoError as error:
         raise click.UsageError(str(error)) from None
+    if seeds is not None:
+        found = {seed: value for seed, value in found.items() if str(seed) in seeds.split(",")}
     told = of_differences("", "", found, {})
-    interval = "" if told.low is None or told.high is None else f" [{told.low:.2f}, {told.high:.2f}]"
+    interval = "" if told.low is None or told.high is None else f" [{told.low:.{digits}f}, {told.high:.{digits}f}]"
     p = "" if told.p is None else f", p = {told.p:.3f}"
-    seeds = ", ".join(f"{value:+.2f}" for _, value in sorted(found.items()))
-    click.echo(f"{told.mean:+.2f}{interval}{p}, n = {told.n}: {seeds}")
+    values = ", ".join(f"{value:+.{digits}f}" for _, value in sorted(found.items()))
+    click.echo(f"{told.mean:+.{digits}f}{interval}{p}, n = {told.n}: {values}")
 
 
 if __name__ == "__main__":
