@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -44,8 +44,10 @@ class Parts:
 
     def __post_init__(self) -> None:
         for kind in ("losses", "augmenters"):
-            if not isinstance(given := getattr(self, kind), Sequence):
+            given = getattr(self, kind)
+            if isinstance(given, str) or not isinstance(given, Iterable):
                 raise CodoError(f"{kind}: a list is expected, this is a {type(given).__name__}")
+            object.__setattr__(self, kind, tuple(given))
 
     def names(self) -> dict[str, list[str]]:
         """Name what was handed over, for the record: kind -> names."""

@@ -338,17 +338,19 @@ class Detached(codo.Loss):
 
 def test_a_loss_without_gradient_is_told_and_alone_refused(tiny, tmp_path):
     warnings = pretrain(tiny(), tmp_path / "beside", losses=[Detached()]).summary["warnings"]
-    assert warnings["gradient"] == "warning: loss Detached: had no gradient in this step, so that it trained nothing"
+    assert warnings["gradient"].startswith("warning: loss Detached: had no gradient in the first step")
     with pytest.raises(CodoError, match=r"^loss Detached: has no gradient, nothing would be learnt$"):
         pretrain(tiny(loss__level=0), tmp_path / "alone", losses=[Detached()])
+    with pytest.raises(CodoError, match=r"^loss Detached: has no gradient, nothing would be learnt$"):
+        pretrain(tiny(loss__level=0, optim__accumulate=2), tmp_path / "parts", losses=[Detached()])
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         ({"losses": Detached()}, "losses: a list is expected, this is a Detached"),
-        ({"projector": torch.nn.Linear(16, 16)}, "projector: a class or function is expected that takes 3 widths: "),
-        ({"box_head": torch.nn.Flatten()}, "box_head: a class or function is expected that takes 2 widths: "),
+        ({"projector": torch.nn.Linear(16, 16)}, "projector: as a class or function of 3 widths it fails: "),
+        ({"box_head": torch.nn.Flatten()}, "box_head: as a class or function of 2 widths it fails: "),
     ],
 )
 def test_a_part_from_python_that_is_none_is_told(tiny, tmp_path, given, said):

@@ -242,7 +242,7 @@ def plain(error: Mapping[str, Any]) -> str:
     if error["type"] in ("tuple_type", "list_type"):
         return "a list is expected"
     if error["type"] == "too_short":
-        return f"at least {error['ctx']['min_length']} expected"
+        return f"at least {error['ctx']['min_length']} in the list expected"
     message = str(error["msg"])
     ours = message.removeprefix("Value error, ")
     return ours if ours != message else message[:1].lower() + message[1:]

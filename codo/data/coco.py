@@ -271,7 +271,7 @@ def _images(entries: list[Any], path: Path, folder: Path) -> tuple[list[CocoImag
     if not entries:
         raise CodoError(f"{path}: it lists no images")
     if not kept:
-        example = f", e.g. {entry_of(entries[0])['file_name']!r}" if entries else ""
+        example = f", e.g. {entry_of(entries[0])['file_name']!r}"
         raise CodoError(f"{path}: none of its {len(entries)} images{example}, is in {folder}; is it the right folder?")
     return kept, absent
 

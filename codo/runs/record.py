@@ -15,12 +15,11 @@ import math
 import os
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from codo.config.load import dump_yaml
 from codo.errors import CodoError, Interrupted
 from codo.runs.files import blocking_file, check_place, write_json, write_text
 from codo.runs.hardware import Hardware
-from codo.runs.lock import LOCK_FILE
+from codo.runs.lock import LOCK_FILE, held
 
 START_FILES = {"config.yaml", "environment.json", "coverage.json"}
 """What a run writes before its first step."""
@@ -44,10 +43,11 @@ class RunFolder:
 
     Attributes:
         path: the folder.
+        made: whether it was not there before.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, made: bool = False) -> None:
+        self.path, self.made = path, made
 
     @staticmethod
     def check_free(out: str | Path | None, *, resumable: bool = True) -> None:
@@ -98,15 +98,16 @@ class RunFolder:
         try:
             if out is not None:
                 RunFolder.check_free(out)
+                made = not out.exists()
                 out.mkdir(parents=True, exist_ok=True)
-                return RunFolder(out)
+                return RunFolder(out, made=made)
             Path("runs").mkdir(exist_ok=True)
             number = 1
             while True:
                 try:
                     path = Path("runs") / f"{kind}-{number}"
                     path.mkdir()
-                    return RunFolder(path)
+                    return RunFolder(path, made=True)
                 except FileExistsError:
                     number += 1
         except OSError as error:
@@ -127,19 +128,37 @@ class RunFolder:
         return RunFolder(path)
 
     @contextmanager
-    def given_back(self) -> Iterator[None]:
-        """Remove the folder again where what is done in it fails before there is anything to keep: `out` is free.
+    def begun(self) -> Iterator[None]:
+        """Hold the folder while a new run is made in it.
 
-        Kept is what logged or saved something, and what was interrupted: that can go on.
+        One that fails before it has logged or saved anything leaves nothing, so that the corrected command can have the
+        folder; one that was interrupted can go on.
+
+        Raises:
+            Held: another process holds it.
         """
+        failed = False
         try:
-            yield
-        except Exception as error:
-            if not isinstance(error, Interrupted):
-                self.sweep()
-                if {file.name for file in self.path.iterdir()} <= START_FILES:
-                    shutil.rmtree(self.path, ignore_errors=True)
-            raise
+            with held(self.path):
+                try:
+                    yield
+                except Exception as error:
+                    failed = not isinstance(error, Interrupted)
+                    if failed:
+                        with suppress(OSError):  # the error itself is what is to be told
+                            self._unwrite_start()
+                    raise
+        finally:
+            if failed and self.made:
+                with suppress(OSError):  # it is not empty
+                    self.path.rmdir()
+
+    def _unwrite_start(self) -> None:
+        """Remove what a run wrote before its first step, where there is nothing else."""
+        self.sweep()
+        names = {file.name for file in self.path.iterdir()} - {LOCK_FILE}
+        for name in names if names <= START_FILES else ():
+            (self.path / name).unlink()
 
     def sweep(self) -> None:
         """Remove what a killed process left half-written."""

@@ -49,7 +49,8 @@ def read(file: Path, side: str, metric: str, setting: str | None) -> dict[int, f
                     raise CodoError(f"{file}: more than one value of {rows} for seed {seed}; add '{AT}PROTOCOL'")
                 found[seed] = float(line[metric])
     if not found:
-        raise CodoError(f"{file}: no values of {side}")
+        of = f" with --setting {setting}" if setting is not None else ""
+        raise CodoError(f"{file}: no values of {side}{of}; where the table has a column `setting`, --setting is needed")
     return found
 
 
@@ -90,9 +91,11 @@ def main(
         raise click.UsageError(str(error)) from None
     if seeds is not None:
         found = {seed: value for seed, value in found.items() if str(seed) in seeds.split(",")}
+    if not found:
+        raise click.UsageError("the rows have no seed in common")
     told = of_differences("", "", found, {})
     interval = "" if told.low is None or told.high is None else f" [{told.low:.{digits}f}, {told.high:.{digits}f}]"
-    p = "" if told.p is None else f", p = {told.p:.3f}"
+    p = "" if told.p is None else ", p < 0.001" if told.p < 0.001 else f", p = {told.p:.3f}"
     values = ", ".join(f"{value:+.{digits}f}" for _, value in sorted(found.items()))
     click.echo(f"{told.mean:+.{digits}f}{interval}{p}, n = {told.n}: {values}")
 

@@ -14,10 +14,11 @@ import torch
 
 from codo import __version__
 from codo.config.sections import RunSection
-from codo.errors import CodoError
+from codo.errors import CodoError, Interrupted
 from codo.jobs.pretrain import pretrain
 from codo.runs import record as module
 from codo.runs.hardware import Hardware
+from codo.runs.lock import Held, held
 from codo.runs.record import RunFolder, environment, git_state
 
 CONFIG = RunSection(device="cpu", precision="fp32", workers=0, threads=1, log_every=7)
@@ -50,6 +51,53 @@ def test_a_named_folder_is_made_with_its_parents_or_taken_when_empty(tmp_path: P
     for _ in range(2):
         assert RunFolder.create(tmp_path / "a" / "b", "pretrain").path == tmp_path / "a" / "b"
         assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def fail(folder: RunFolder, hardware: Hardware, error: Exception, also: str | None = None) -> None:
+    """Begin a run that fails before its first step."""
+    with folder.begun():
+        folder.write_start(CONFIG, "0", {}, hardware)
+        if also is not None:
+            (folder.path / also).touch()
+        raise error
+
+
+@pytest.mark.parametrize("place", ["new", "empty", "link", "numbered"])
+def test_a_run_that_fails_before_its_first_record_leaves_nothing(tmp_path, monkeypatch, place, hardware):
+    monkeypatch.chdir(tmp_path)
+    for name in ("empty", "target"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("target")
+    folder = RunFolder.create(None if place == "numbered" else place, "pretrain")
+    there = place in ("empty", "link")
+    with pytest.raises(CodoError, match="the dog"):
+        fail(folder, hardware, CodoError("the dog ate it"))
+    assert folder.path.exists() == there
+    assert not there or list(folder.path.iterdir()) == []
+    RunFolder.check_free(folder.path)
+
+
+@pytest.mark.parametrize("kept", ["metrics.jsonl", "checkpoint.pt", "notes.txt"])
+def test_what_has_logged_saved_or_holds_anything_else_stays(folder, hardware, kept):
+    with pytest.raises(ZeroDivisionError):
+        fail(folder, hardware, ZeroDivisionError(), kept)
+    assert {file.name for file in folder.path.iterdir()} == {"config.yaml", "environment.json", kept}
+
+
+def test_what_was_interrupted_and_what_another_holds_stay(folder, hardware):
+    with pytest.raises(Interrupted):
+        fail(folder, hardware, Interrupted(15, "stopped"))
+    before = {file.name for file in folder.path.iterdir()}
+    assert before == {"config.yaml", "environment.json"}
+    with held(folder.path), pytest.raises(Held), folder.begun():
+        pytest.fail("two hold it")
+    assert {file.name for file in folder.path.iterdir()} == before
+
+
+def test_the_error_is_told_though_the_folder_is_gone(folder, hardware, monkeypatch):
+    monkeypatch.setattr(folder, "sweep", lambda: folder.path.rename(folder.path.with_name("elsewhere")))
+    with pytest.raises(CodoError, match="the dog"):
+        fail(folder, hardware, CodoError("the dog ate it"))
 
 
 def test_a_folder_that_holds_something_is_refused_with_the_way_to_resume(tmp_path: Path) -> None:

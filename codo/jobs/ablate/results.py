@@ -51,14 +51,15 @@ class Tuning(_Record):
     Attributes:
         field: of the pretraining, dotted.
         seed: of the trials.
-        protocol, metric: that they were judged by.
+        protocol: that they were judged by.
+        metric: likewise; None is the grid's.
         trials: in the order of the rows, of those that were tuned; their report lies in `tuning/`.
     """
 
     field: str
     seed: int
     protocol: str
-    metric: str
+    metric: str | None = None
     trials: list[Trial]
 
 
@@ -182,11 +183,14 @@ class Results(_Record):
             CodoError: no row, or no number, is called so.
         """
         numbers = dict.fromkeys(name for cell in self.cells for name in cell.metrics if "/" not in name)
-        for name, known, what in ((reference, [r.name for r in self.rows], "row"), (metric, [*numbers], "metric")):
+        for flag, name, known in (
+            ("reference", reference, [r.name for r in self.rows]),
+            ("metric", metric, [*numbers]),
+        ):
             if name is not None and name not in known:
                 near = nearest(name, known)
                 hint = f"did you mean {near!r}?" if near else f"there are {', '.join(known) or 'none'}"
-                raise CodoError(f"results: no {what} is called {name!r}; {hint}")
+                raise CodoError(f"--{flag} {name}: the results have none of this name; {hint}")
         asked = self.model_copy(update={"reference": reference or self.reference, "metric": metric or self.metric})
         if (asked.reference, asked.metric) == (self.reference, self.metric):
             return self

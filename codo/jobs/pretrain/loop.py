@@ -228,6 +228,8 @@ class Trainer:
                     embedded.append(self.method.query_encoder(i, b, groups // parts))
             local = Embeddings.concatenate(embedded).leaves()
             self._compare(local, view, keys, views, draws, result)
+            if all(e is None or e.grad is None for e in local):
+                raise _nothing_learnt(result)
             pieces = zip(*(e.grad.chunk(parts, -2) for e in local if e is not None and e.grad is not None), strict=True)
             for n, ((i, b), seed, gradients) in enumerate(zip(rows, seeds, pieces, strict=True)):
                 torch.manual_seed(seed)
@@ -261,7 +263,7 @@ class Trainer:
                     result.terms[name] += float(found.loss.detach()) / views
                     accuracies.append((float(found.queue_accuracy), float(found.batch_accuracy)))
         if not total.requires_grad:
-            raise CodoError(f"loss {', '.join(result.without_gradient)}: has no gradient, nothing would be learnt")
+            raise _nothing_learnt(result)
         self.scaler.scale(total).backward()
         result.loss += float(total.detach())
         result.note_accuracies(accuracies)
@@ -286,6 +288,11 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+
+
+def _nothing_learnt(result: StepResult) -> CodoError:
+    names = ", ".join(sorted(result.without_gradient)) or ", ".join(result.terms)
+    return CodoError(f"loss {names}: has no gradient, nothing would be learnt")
 
 
 def _contrast(name: str, value: object) -> Contrast:

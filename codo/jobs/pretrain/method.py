@@ -96,7 +96,8 @@ class Method(nn.Module):
             pooled = {"level": config.loss.levels, "stage": config.loss.stage_levels}
             deepest = any(name in embeds and LEVELS[-1] in levels for name, levels in pooled.items())
             every_level = deepest or bool({"image", "dense"} & embeds)
-        plain = not (parts.names().keys() - {"losses"}) and not (config.model.projector or config.model.box_head)
+        # A user's loss may have no gradient in a step.
+        plain = not own and not parts.names() and not (config.model.projector or config.model.box_head)
         whole_trunk = config.alignment or not config.model.backbone.startswith("hrnet")  # C5 alone is not all of that
         self.all_used = every_level and whole_trunk and plain and ":" not in config.model.backbone
         self.untrained = _untrained(config, embeds, {loss.embeds for loss, _ in own.values()})
@@ -204,7 +205,7 @@ def _called(name: str, given: Callable[..., object], *widths: int) -> object:
     try:
         return given(*widths)
     except TypeError as error:
-        raise CodoError(f"{name}: a class or function is expected that takes {len(widths)} widths: {error}") from error
+        raise CodoError(f"{name}: as a class or function of {len(widths)} widths it fails: {error}") from error
 
 
 def _head(found: object, channels: int, fc: int) -> nn.Module:

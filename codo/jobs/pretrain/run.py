@@ -100,7 +100,7 @@ def pretrain(
         sources, dataset = _open(config, parts, world)
         run = Run(config, dataset, parts, world)
         folder = RunFolder.create(out, "pretrain") if world.first else None
-        with folder.given_back() if folder else nullcontext(), held(folder.path if folder else None):
+        with folder.begun() if folder else nullcontext():
             folder = RunFolder(world.collect(folder.path if folder else Path())[0])
             if world.first:
                 run.write_start(folder, sources)

@@ -180,7 +180,7 @@ class Run:
                 except NotFiniteError as error:
                     raise self.report(folder, batch, error, saved) from error
                 if self.step == first + 1 and (idle := sorted(result.without_gradient)):
-                    text = f"warning: loss {', '.join(idle)}: had no gradient in this step, so that it trained nothing"
+                    text = f"warning: loss {', '.join(idle)}: had no gradient in the first step, in some view at least"
                     self.note("gradient", text, progress)
                 self.seconds = earlier + time.monotonic() - start
                 if remedy := data_wait.add(waited, time.perf_counter() - waiting):

@@ -110,7 +110,7 @@ def transfer(
         world.check_same(data.fingerprint, "data: the images or annotations")
         detector, loaded = load_detector(config, data)
         folder = RunFolder.create(out, "transfer") if world.first else None
-        with folder.given_back() if folder else nullcontext(), held(folder.path if folder else None):
+        with folder.begun() if folder else nullcontext():
             folder = RunFolder(world.collect(folder.path if folder else Path())[0])
             if world.first:
                 write_json(folder.path / "coverage.json", loaded)

@@ -354,13 +354,13 @@ def test_two_transfers_that_are_the_same_are_refused(tmp_path):
     ("before", "after", "said"),
     [
         ("seeds: [0, 1]", "seeds: [true]", ": seeds.0: input should be a valid integer"),
-        ("seeds: [0, 1]", "seeds: []", ": seeds: at least 1 expected"),
+        ("seeds: [0, 1]", "seeds: []", ": seeds: at least 1 in the list expected"),
         ("seeds: [0, 1]", "seeds: zero", ": seeds: a list is expected"),
         ("seeds: [0, 1]", "seeds: [0, 1]\nrepeats: true", ": repeats: input should be a valid integer"),
         (
             "seeds: [0, 1]",
             "seeds: [0, 1]\ntune: {field: optim.lr, factors: [2], seed: 9}",
-            ": tune.factors: at least 2 exp",
+            ": tune.factors: at least 2 in the list expected",
         ),
         ("  views: 2", "  '': 2", ": axes.: a name is empty"),
     ],
@@ -385,7 +385,7 @@ def test_seeds_may_be_given(tmp_path):
     for seeds, said in (
         ((-1,), r"seeds \[-1\]: input should be greater than or equal to 0"),
         ((0, 0, 1), r"seeds \[0, 0, 1\]: each once"),
-        ((), r"seeds \[\]: at least 1 expected"),
+        ((), r"seeds \[\]: at least 1 in the list expected"),
     ):
         with pytest.raises(CodoError, match=said):
             load_grid(tmp_path / "grid.yaml", seeds=seeds)

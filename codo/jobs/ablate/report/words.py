@@ -253,8 +253,8 @@ def tuning_note(results: Results) -> str:
     rows = "; ".join(f"{row}: {', '.join(values)}" for row, values in tried.items())
     others = [row.name for row in results.rows if row.name not in tried]
     note = (
-        f"Besides, {tuning.field} was tuned for each row by trials of seed {tuning.seed}, judged by {tuning.metric} "
-        f"of {tuning.protocol} (in brackets; ← taken; all of it in tuning/): {rows}."
+        f"Besides, {tuning.field} was tuned for each row by trials of seed {tuning.seed}, judged by "
+        f"{tuning.metric or results.metric} of {tuning.protocol} (in brackets; ← taken; all of it in tuning/): {rows}."
     )
     note += f" Not tuned: {', '.join(others)}." if others else ""
     if len(results.protocols) > 1:
