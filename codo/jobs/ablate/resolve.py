@@ -269,7 +269,8 @@ def check_protocols(rows: list[ResolvedRow], yaml: LinedYaml) -> None:
     """Refuse two transfers that are the same in all rows."""
     seen: dict[str, str] = {}
     for name in rows[0].transfers:
-        told = json.dumps([effective_transfer(row.transfers[name], row.pretrain) for row in rows], sort_keys=True)
+        each = [(row.transfers[name], row.pretrain) for row in rows]
+        told = json.dumps([[effective_transfer(*pair), pair[0].run.model_dump()] for pair in each], sort_keys=True)
         if told in seen:
             raise yaml.error(
                 ("transfer", name), f"the transfers {seen[told]!r} and {name!r} resolve to the same config"
