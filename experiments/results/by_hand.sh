@@ -29,7 +29,33 @@ ba='background + alignment' bh='background + hierarchy' ah='alignment + hierarch
 
 page README.md
 
-section "The methods: against CoDo (the page has p by Holm)"
+section "The methods: all ten seeds, fine-tuned"
+for metric in curve_area AP; do
+  say "CoDo less random, $metric" methods/results.csv methods/repeated.csv --of "CoDo @ $tuned" --less "random @ $tuned" --metric $metric
+  say "InsLoc less random, $metric" methods/results.csv methods/repeated.csv --of "InsLoc @ $tuned" --less "random @ $tuned" --metric $metric
+  say "InsLoc less CoDo, $metric" methods/results.csv methods/repeated.csv --of "InsLoc @ $tuned" --less "CoDo @ $tuned" --metric $metric
+done
+
+section "The methods: all ten seeds, frozen"
+for metric in curve_area AP; do
+  say "CoDo less random, $metric" repeated/results.csv methods/repeated.csv --of "CoDo @ $frozen" --less "random @ $frozen" --metric $metric
+  say "InsLoc less random, $metric" repeated/results.csv methods/repeated.csv --of "InsLoc @ $frozen" --less "random @ $frozen" --metric $metric
+  say "InsLoc less CoDo, $metric" repeated/results.csv methods/repeated.csv --of "InsLoc @ $frozen" --less "CoDo @ $frozen" --metric $metric
+done
+
+section "The methods: against CoDo, seeds 5 to 9 (the page has p by Holm)"
+say "MoCo v2, fine-tuned" methods/repeated.csv --of "MoCo v2 @ $tuned" --less "CoDo @ $tuned"
+say "MoCo v2, frozen" methods/repeated.csv --of "MoCo v2 @ $frozen" --less "CoDo @ $frozen"
+say "InsLoc, fine-tuned" methods/repeated.csv --of "InsLoc @ $tuned" --less "CoDo @ $tuned"
+say "InsLoc, frozen" methods/repeated.csv --of "InsLoc @ $frozen" --less "CoDo @ $frozen"
+
+section "The methods: frozen less fine-tuned, seeds 5 to 9"
+say "CoDo, area" methods/repeated.csv --of "CoDo @ $frozen" --less "CoDo @ $tuned"
+for row in CoDo InsLoc random; do
+  say "$row, AP" methods/repeated.csv --of "$row @ $frozen" --less "$row @ $tuned" --metric AP
+done
+
+section "The methods: against CoDo, seeds 0 to 4 (the page has p by Holm)"
 say "MoCo v2, fine-tuned" methods/results.csv --of "MoCo v2 @ $tuned" --less "CoDo @ $tuned"
 say "MoCo v2, frozen" methods/results.csv --of "MoCo v2 @ $frozen" --less "CoDo @ $frozen"
 say "InsLoc, fine-tuned" methods/results.csv --of "InsLoc @ $tuned" --less "CoDo @ $tuned"
@@ -50,10 +76,7 @@ for row in CoDo InsLoc; do
 done
 say "MoCo v2 against CoDo, frozen" methods/results.csv methods/before.csv --of "MoCo v2 @ $frozen" --less "CoDo @ $frozen" --setting "$first"
 
-section "The methods: three times as long a fine-tuning, CoDo less random, two seeds"
-say "area" methods/long_fine_tuning.csv --of CoDo --less random
-
-section "The methods: fine-tuning all through adds nothing to CoDo, frozen less fine-tuned"
+section "The methods: frozen less fine-tuned, CoDo, seeds 0 to 4"
 say "area" methods/results.csv --of "CoDo @ $frozen" --less "CoDo @ $tuned"
 say "AP at the end" methods/results.csv --of "CoDo @ $frozen" --less "CoDo @ $tuned" --metric AP
 
@@ -63,6 +86,25 @@ say "frozen" methods/results.csv --of "CoDo @ $frozen" --less "random @ $frozen"
 
 section "The methods: CoDo ahead of MoCo v2 with the backbone frozen"
 say "AP" methods/results.csv --of "CoDo @ $frozen" --less "MoCo v2 @ $frozen" --metric AP
+
+section "What is handed on: the box head"
+for how in "$tuned" "$frozen"; do
+  say "$how" methods/box_head.csv --of "backbone, FPN and box head @ $how" --less "without the box head @ $how"
+done
+
+section "What is handed on: the FPN"
+for how in "$tuned" "$frozen"; do
+  say "$how" methods/box_head.csv --of "without the box head @ $how" --less "backbone alone @ $how"
+done
+
+section "What is handed on: the backbone alone, less random"
+for how in "$tuned" "$frozen"; do
+  say "$how" methods/box_head.csv --of "backbone alone @ $how" --less "random @ $how"
+done
+say "frozen, AP" methods/box_head.csv --of "backbone alone @ $frozen" --less "random @ $frozen" --metric AP
+
+section "A longer fine-tuning: CoDo less random"
+say "AP" methods/long_fine_tuning.csv --of CoDo --less random --metric AP
 
 section "Three detectors of each pretraining: AP at the end"
 say "pretraining, CoDo less random" repeated/results.csv --of CoDo --less random --metric AP
@@ -82,11 +124,32 @@ say "frozen" methods/learning_rate.csv --of "CoDo, lr .06 @ $frozen" --less "CoD
 say "fine-tuned, the first time" methods/learning_rate_before.csv --of "CoDo, lr .06 @ $tuned" --less "CoDo @ $tuned"
 say "fine-tuned, the mean of both for each seed" methods/learning_rate.csv methods/learning_rate_before.csv --of "CoDo, lr .06 @ $tuned" --less "CoDo @ $tuned"
 
-section "Does more help?"
-say "CoDo, 12 epochs less 4, frozen" longer/results.csv --of "CoDo, 12 epochs @ $frozen" --less "CoDo, 4 epochs @ $frozen"
-say "CoDo, 12 epochs less 4, fine-tuned" longer/results.csv --of "CoDo, 12 epochs @ $tuned" --less "CoDo, 4 epochs @ $tuned"
-say "MoCo v2, 18 epochs less 6, fine-tuned" longer/results.csv --of "MoCo v2, 18 epochs @ $tuned" --less "MoCo v2, 6 epochs @ $tuned"
+section "Does more help? Seeds 5 to 7"
+for how in "$tuned" "$frozen"; do
+  for metric in curve_area AP; do
+    say "36 epochs less 12, $how, $metric" longer/36_epochs.csv --of "CoDo, 36 epochs @ $how" --less "CoDo, 12 epochs @ $how" --metric $metric
+    say "36 epochs less random, $how, $metric" longer/36_epochs.csv --of "CoDo, 36 epochs @ $how" --less "random @ $how" --metric $metric
+  done
+done
+
+section "Does more help? Six seeds"
+for how in "$tuned" "$frozen"; do
+  say "12 epochs less 4, $how" longer/results.csv longer/36_epochs.csv --of "CoDo, 12 epochs @ $how" --less "CoDo, 4 epochs @ $how"
+  say "4 epochs less random, $how" longer/results.csv longer/36_epochs.csv --of "CoDo, 4 epochs @ $how" --less "random @ $how"
+done
+
+section "Does more help? Seeds 0 to 2"
 say "CoDo, 12 epochs, less random, frozen (the page has p by Holm)" longer/results.csv --of "CoDo, 12 epochs @ $frozen" --less "random @ $frozen"
+
+section "Does more help? Foregrounds (the page has p by Holm)"
+for row in "250 foregrounds" "1000 foregrounds"; do
+  say "$row, less all" longer/foregrounds.csv --of "$row" --less "all 2519"
+done
+say "250 foregrounds, less random" longer/foregrounds.csv --of "250 foregrounds" --less random
+
+section "Does more help? One query view, eight seeds"
+say "area" attempts/one_view.csv longer/views.csv --of "one query view | views=1" --less "CoDo | views=2"
+say "AP" attempts/one_view.csv longer/views.csv --of "one query view | views=1" --less "CoDo | views=2" --metric AP
 
 section "The mechanism: C5's variance ratio"
 say "CoDo less random" methods/results.csv --of "CoDo @ $frozen" --less "random @ $frozen" --metric probe/variance_ratio --digits 3
@@ -96,7 +159,7 @@ say "random" methods/results.csv --of "CoDo @ $frozen" --less "random @ $frozen"
 say "InsLoc" methods/results.csv --of "CoDo @ $frozen" --less "InsLoc @ $frozen" --metric probe/box_head/box_slope
 
 section "Where it fails: four minutes of pretraining, frozen"
-say "CoDo, 4 epochs, less random, AP" longer/results.csv --of "CoDo, 4 epochs @ $frozen" --less "random @ $frozen" --metric AP
+say "CoDo, 4 epochs, less random, AP" longer/results.csv longer/36_epochs.csv --of "CoDo, 4 epochs @ $frozen" --less "random @ $frozen" --metric AP
 
 page components.md
 
@@ -190,3 +253,26 @@ page blood.md
 
 section "The backbone frozen: CoDo, backbone alone, less random"
 say "AP at the end" blood_frozen/results.csv --of "CoDo, backbone alone" --less random --metric AP
+
+section "The components: backgrounds"
+cells=blood_frozen/components.csv
+say "AP" $cells --of $b --of "$ba" --of "$bh" --of "$all" --less "$neither" --less $a --less $h --less "$ah" --metric AP
+say "without alignment, area" $cells --of $b --of "$bh" --less "$neither" --less $h
+say "without alignment, AP" $cells --of $b --of "$bh" --less "$neither" --less $h --metric AP
+say "beside the other two" $cells --of "$all" --less "$ah"
+
+section "The components: less random weights"
+say "all three, area" $cells --of "$all" --less random
+for row in "$neither" $h "$ah"; do
+  say "$row, AP" $cells --of "$row" --less random --metric AP
+done
+say "all eight rows, area" $cells --of "$neither" --of $b --of $a --of $h --of "$ba" --of "$bh" --of "$ah" --of "$all" --less random
+
+section "The components: the hierarchy beside alignment"
+say "area" $cells --of "$ah" --of "$all" --less $a --less "$ba"
+
+section "The components: as a ladder"
+say "MoCo v2 less random weights" $cells --of "$neither" --less random
+say "with alignment" $cells --of $a --less "$neither"
+say "with backgrounds too" $cells --of "$ba" --less $a
+say "with the hierarchy too" $cells --of "$all" --less "$ba"
