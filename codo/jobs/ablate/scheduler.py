@@ -104,14 +104,18 @@ class Scheduler:
         return any(state == "running" for state in self.states.values()) or bool(self._ready())
 
     def _ready(self) -> list[Job]:
-        """List the jobs that may start: seed by seed, so that what is done can be compared."""
+        """List the jobs that may start.
+
+        Seed by seed, so that what is done can be compared; of a seed those of random weights last, which would take the
+        places of pretrainings that others wait for.
+        """
         jobs = [
             job
             for name, job in self.plan.jobs.items()
             if self.states[name] == "waiting" and (job.needs is None or self._is_done(job.needs))
         ]
         seeds = self.plan.grid.file.seeds
-        return sorted(jobs, key=lambda job: seeds.index(job.seed))
+        return sorted(jobs, key=lambda job: (seeds.index(job.seed), job.kind != "pretrain" and job.needs is None))
 
     def _is_done(self, name: str) -> bool:
         return self.states.get(name) == "done" or self.plan.store.folder(name).done

@@ -83,6 +83,15 @@ def test_each_job_runs_once_after_what_it_needs_and_seed_by_seed(plan):
     assert seeds.index(1) >= 4, "rows of one seed are done together, but for a free core"
 
 
+def test_random_weights_take_no_place_from_a_pretraining(plan):
+    executor = Pretend(1)
+    Scheduler(plan, executor).run()
+    first = [plan.jobs[name] for name in executor.order if plan.jobs[name].seed == 0]
+    assert [(job.kind, job.needs is None) for job in first] == [
+        ("pretrain", True), ("transfer", False), ("pretrain", True), ("transfer", False), ("transfer", True),
+    ], "a row's own detector comes before the next pretraining"  # fmt: skip
+
+
 def test_code_that_is_edited_while_a_grid_runs_ends_it(write_grid, tmp_path):
     part = tmp_path / "own.py"
     part.write_text("class Same:\n    def __call__(self, rng, image, box, others):\n        return image, box\n")
