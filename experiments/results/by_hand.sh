@@ -43,15 +43,32 @@ for metric in curve_area AP; do
   say "InsLoc less CoDo, $metric" repeated/results.csv methods/repeated.csv --of "InsLoc @ $frozen" --less "CoDo @ $frozen" --metric $metric
 done
 
+section "The methods: without seed 0"
+later=1,2,3,4,5,6,7,8,9
+for metric in curve_area AP; do
+  for row in CoDo InsLoc; do
+    say "$row less random, fine-tuned, $metric" methods/results.csv methods/repeated.csv --of "$row @ $tuned" --less "random @ $tuned" --metric $metric --seeds $later
+    say "$row less random, frozen, $metric" repeated/results.csv methods/repeated.csv --of "$row @ $frozen" --less "random @ $frozen" --metric $metric --seeds $later
+  done
+  say "InsLoc less CoDo, fine-tuned, $metric" methods/results.csv methods/repeated.csv --of "InsLoc @ $tuned" --less "CoDo @ $tuned" --metric $metric --seeds $later
+  say "InsLoc less CoDo, frozen, $metric" repeated/results.csv methods/repeated.csv --of "InsLoc @ $frozen" --less "CoDo @ $frozen" --metric $metric --seeds $later
+done
+
+section "The methods: CoDo's AR100, less random, seeds 5 to 9"
+say "fine-tuned" methods/repeated.csv --of "CoDo @ $tuned" --less "random @ $tuned" --metric AR100
+say "frozen" methods/repeated.csv --of "CoDo @ $frozen" --less "random @ $frozen" --metric AR100
+
 section "The methods: against CoDo, seeds 5 to 9 (the page has p by Holm)"
 say "MoCo v2, fine-tuned" methods/repeated.csv --of "MoCo v2 @ $tuned" --less "CoDo @ $tuned"
 say "MoCo v2, frozen" methods/repeated.csv --of "MoCo v2 @ $frozen" --less "CoDo @ $frozen"
 say "InsLoc, fine-tuned" methods/repeated.csv --of "InsLoc @ $tuned" --less "CoDo @ $tuned"
 say "InsLoc, frozen" methods/repeated.csv --of "InsLoc @ $frozen" --less "CoDo @ $frozen"
+say "InsLoc, fine-tuned, AP" methods/repeated.csv --of "InsLoc @ $tuned" --less "CoDo @ $tuned" --metric AP
+say "InsLoc, frozen, AP" methods/repeated.csv --of "InsLoc @ $frozen" --less "CoDo @ $frozen" --metric AP
 
 section "The methods: frozen less fine-tuned, seeds 5 to 9"
-say "CoDo, area" methods/repeated.csv --of "CoDo @ $frozen" --less "CoDo @ $tuned"
 for row in CoDo InsLoc random; do
+  say "$row, area" methods/repeated.csv --of "$row @ $frozen" --less "$row @ $tuned"
   say "$row, AP" methods/repeated.csv --of "$row @ $frozen" --less "$row @ $tuned" --metric AP
 done
 
@@ -103,7 +120,13 @@ for how in "$tuned" "$frozen"; do
 done
 say "frozen, AP" methods/box_head.csv --of "backbone alone @ $frozen" --less "random @ $frozen" --metric AP
 
+section "What is handed on: MoCo v2 less CoDo's backbone alone"
+for how in "$tuned" "$frozen"; do
+  say "$how" methods/box_head.csv --of "MoCo v2 @ $how" --less "backbone alone @ $how"
+done
+
 section "A longer fine-tuning: CoDo less random"
+say "AP after the short one, the same seeds" longer/36_epochs.csv --of "CoDo, 12 epochs @ $tuned" --less "random @ $tuned" --metric AP
 say "AP" methods/long_fine_tuning.csv --of CoDo --less random --metric AP
 
 section "Three detectors of each pretraining: AP at the end"
@@ -151,15 +174,15 @@ section "Does more help? One query view, eight seeds"
 say "area" attempts/one_view.csv longer/views.csv --of "one query view | views=1" --less "CoDo | views=2"
 say "AP" attempts/one_view.csv longer/views.csv --of "one query view | views=1" --less "CoDo | views=2" --metric AP
 
+section "Attempts: AP50 of one query view, eight seeds"
+say "less CoDo" attempts/one_view.csv longer/views.csv --of "one query view | views=1" --less "CoDo | views=2" --metric AP50
+
 section "The mechanism: C5's variance ratio"
 say "CoDo less random" methods/results.csv --of "CoDo @ $frozen" --less "random @ $frozen" --metric probe/variance_ratio --digits 3
 
 section "The mechanism: the box head's box_slope, CoDo less"
 say "random" methods/results.csv --of "CoDo @ $frozen" --less "random @ $frozen" --metric probe/box_head/box_slope
 say "InsLoc" methods/results.csv --of "CoDo @ $frozen" --less "InsLoc @ $frozen" --metric probe/box_head/box_slope
-
-section "Where it fails: four minutes of pretraining, frozen"
-say "CoDo, 4 epochs, less random, AP" longer/results.csv longer/36_epochs.csv --of "CoDo, 4 epochs @ $frozen" --less "random @ $frozen" --metric AP
 
 page components.md
 
