@@ -18,8 +18,9 @@ from codo.backbones import LEVELS
 from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
 from codo.jobs.pretrain.method import Method, build_optimizer
+from codo.jobs.pretrain.own_parts import checked_contrast
 from codo.jobs.pretrain.schedule import Schedule
-from codo.losses import Contrast, Embeddings
+from codo.losses import Embeddings
 from codo.model import gather
 from codo.runs.hardware import Hardware
 from codo.runs.seed import integer_seed, torch_generator
@@ -256,7 +257,7 @@ class Trainer:
             torch.manual_seed(draws)
             for key in keys:
                 for name, loss, weight in self.method.terms():
-                    found = _contrast(name, loss(query, key))
+                    found = checked_contrast(name, loss(query, key))
                     if not found.loss.requires_grad:
                         result.without_gradient.add(name)
                     total = total + weight / views * found.loss
@@ -293,17 +294,6 @@ class Trainer:
 def _nothing_learnt(result: StepResult) -> CodoError:
     names = ", ".join(sorted(result.without_gradient)) or ", ".join(result.terms)
     return CodoError(f"loss {names}: has no gradient, nothing would be learnt")
-
-
-def _contrast(name: str, value: object) -> Contrast:
-    """Refuse what a user's loss may return by mistake."""
-    found = value if isinstance(value, Contrast) else Contrast(value)  # type: ignore[arg-type]  # looked at below
-    loss: object = found.loss
-    if not isinstance(loss, Tensor):
-        raise CodoError(f"loss {name}: must return a scalar tensor, not a {type(loss).__name__}")
-    if loss.ndim != 0 or not loss.is_floating_point():
-        raise CodoError(f"loss {name}: must return a scalar of floats, not {tuple(loss.shape)} of {loss.dtype}")
-    return found
 
 
 @contextmanager

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from copy import deepcopy
+from collections.abc import Iterator
 
 import torch
 from timm.optim import Lars
@@ -13,7 +12,7 @@ from codo.backbones import LEVELS, Backbone
 from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
 from codo.heads import MLPProjector, RoIPool, box_head
-from codo.heads.box import POOLED_SIZE
+from codo.jobs.pretrain.own_parts import called, checked_box_head, checked_projector
 from codo.losses import (
     EMBEDS,
     BoxLoss,
@@ -166,16 +165,16 @@ def encoder_of(config: PretrainConfig, parts: Parts, embeds: set[str]) -> Aligne
 
     def projector(inputs: int, hidden: int, outputs: int) -> nn.Module:
         if parts.projector is not None:
-            return _projector(_called("projector", parts.projector, inputs, hidden, outputs), inputs, outputs)
+            return checked_projector(called("projector", parts.projector, inputs, hidden, outputs), inputs, outputs)
         if model.projector is not None:
-            return _projector(make(model.projector, inputs, hidden, outputs), inputs, outputs)
+            return checked_projector(make(model.projector, inputs, hidden, outputs), inputs, outputs)
         return MLPProjector(inputs, hidden, outputs, model.projector_bn)
 
     def head(channels: int, fc: int) -> nn.Module:
         if parts.box_head is not None:
-            return _head(_called("box_head", parts.box_head, channels, fc), channels, fc)
+            return checked_box_head(called("box_head", parts.box_head, channels, fc), channels, fc)
         if model.box_head is not None:
-            return _head(make(model.box_head, channels, fc), channels, fc)
+            return checked_box_head(make(model.box_head, channels, fc), channels, fc)
         return box_head(channels, fc, conv_channels=model.box_head_channels, convs=model.box_head_convs)
 
     return build_encoder(
@@ -191,50 +190,6 @@ def encoder_of(config: PretrainConfig, parts: Parts, embeds: set[str]) -> Aligne
         canonical_size=config.roi_canonical_size,
         stage_levels=config.loss.stage_levels,
     )
-
-
-def _module(name: str, found: object) -> nn.Module:
-    """Refuse a user's own part that is no module."""
-    if not isinstance(found, nn.Module):
-        raise CodoError(f"model.{name}: an nn.Module is expected, this is a {type(found).__name__}")
-    return found
-
-
-def _called(name: str, given: Callable[..., object], *widths: int) -> object:
-    """Call what was handed over from Python to make a part."""
-    try:
-        return given(*widths)
-    except TypeError as error:
-        raise CodoError(f"{name}: as a class or function of {len(widths)} widths it fails: {error}") from error
-
-
-def _head(found: object, channels: int, fc: int) -> nn.Module:
-    """Refuse a user's own box head that is no module, or gives another shape than `(R, fc)`."""
-    head = _module("box_head", found)
-    shape = _shape("box_head", head, f"pooled boxes (R, {channels}, 7, 7)", channels, POOLED_SIZE, POOLED_SIZE)
-    if shape != (2, fc):
-        raise CodoError(f"model.box_head: must give (R, {fc}), model.box_head_fc wide; of 2 boxes it gives {shape}")
-    return head
-
-
-def _projector(found: object, inputs: int, outputs: int) -> nn.Module:
-    """Refuse a user's own projector that is no module, or gives another shape than `(R, embedding)`."""
-    projector = _module("projector", found)
-    shape = _shape("projector", projector, f"features (R, {inputs})", inputs)
-    if shape != (2, outputs):
-        raise CodoError(f"model.projector: must give (R, {outputs}), model.embedding wide; of 2 rows it gives {shape}")
-    return projector
-
-
-def _shape(name: str, module: nn.Module, of: str, *sides: int) -> object:
-    """Give the shape of what a user's module makes of two samples; its type where that is no tensor."""
-    try:
-        with torch.no_grad():
-            made = deepcopy(module).eval()(torch.zeros(2, *sides))
-    except Exception as error:  # whatever a user's module does wrong
-        line = " ".join(f"{type(error).__name__}: {error}".split())
-        raise CodoError(f"model.{name}: fails on {of} ({line})") from error
-    return tuple(made.shape) if isinstance(made, torch.Tensor) else type(made).__name__
 
 
 def _losses(config: PretrainConfig) -> Iterator[tuple[str, Loss]]:
