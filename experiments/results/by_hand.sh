@@ -29,30 +29,21 @@ ba='background + alignment' bh='background + hierarchy' ah='alignment + hierarch
 
 page README.md
 
-section "The methods: all ten seeds, fine-tuned"
-for metric in curve_area AP; do
-  say "CoDo less random, $metric" methods/results.csv methods/repeated.csv --of "CoDo @ $tuned" --less "random @ $tuned" --metric $metric
-  say "InsLoc less random, $metric" methods/results.csv methods/repeated.csv --of "InsLoc @ $tuned" --less "random @ $tuned" --metric $metric
-  say "InsLoc less CoDo, $metric" methods/results.csv methods/repeated.csv --of "InsLoc @ $tuned" --less "CoDo @ $tuned" --metric $metric
-done
+pooled() { # pooled [--seeds LIST]: seeds 0 to 4 and 5 to 9 together
+  for metric in curve_area AP; do
+    for pair in "CoDo less random" "InsLoc less random" "InsLoc less CoDo"; do
+      of=${pair%% *} less=${pair##* }
+      say "$pair, fine-tuned, $metric" methods/results.csv methods/repeated.csv --of "$of @ $tuned" --less "$less @ $tuned" --metric $metric "$@"
+      say "$pair, frozen, $metric" repeated/results.csv methods/repeated.csv --of "$of @ $frozen" --less "$less @ $frozen" --metric $metric "$@"
+    done
+  done
+}
 
-section "The methods: all ten seeds, frozen"
-for metric in curve_area AP; do
-  say "CoDo less random, $metric" repeated/results.csv methods/repeated.csv --of "CoDo @ $frozen" --less "random @ $frozen" --metric $metric
-  say "InsLoc less random, $metric" repeated/results.csv methods/repeated.csv --of "InsLoc @ $frozen" --less "random @ $frozen" --metric $metric
-  say "InsLoc less CoDo, $metric" repeated/results.csv methods/repeated.csv --of "InsLoc @ $frozen" --less "CoDo @ $frozen" --metric $metric
-done
+section "The methods: all ten seeds"
+pooled
 
 section "The methods: without seed 0"
-later=1,2,3,4,5,6,7,8,9
-for metric in curve_area AP; do
-  for row in CoDo InsLoc; do
-    say "$row less random, fine-tuned, $metric" methods/results.csv methods/repeated.csv --of "$row @ $tuned" --less "random @ $tuned" --metric $metric --seeds $later
-    say "$row less random, frozen, $metric" repeated/results.csv methods/repeated.csv --of "$row @ $frozen" --less "random @ $frozen" --metric $metric --seeds $later
-  done
-  say "InsLoc less CoDo, fine-tuned, $metric" methods/results.csv methods/repeated.csv --of "InsLoc @ $tuned" --less "CoDo @ $tuned" --metric $metric --seeds $later
-  say "InsLoc less CoDo, frozen, $metric" repeated/results.csv methods/repeated.csv --of "InsLoc @ $frozen" --less "CoDo @ $frozen" --metric $metric --seeds $later
-done
+pooled --seeds 1,2,3,4,5,6,7,8,9
 
 section "The methods: CoDo's AR100, less random, seeds 5 to 9"
 say "fine-tuned" methods/repeated.csv --of "CoDo @ $tuned" --less "random @ $tuned" --metric AR100

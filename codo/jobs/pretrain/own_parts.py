@@ -1,4 +1,4 @@
-"""What a user's own parts are refused for once they are made: each in a line, before anything is trained."""
+"""What a user's own parts, once made, and what they give are refused for: each in a line."""
 
 from __future__ import annotations
 
