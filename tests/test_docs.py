@@ -31,6 +31,17 @@ def test_the_readme_names_every_command_and_no_other():
 
 
 def test_links_in_the_documents_lead_somewhere():
-    for page in [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+    patterns = ("*.md", "docs/*.md", "experiments/**/*.md", "benchmarks/**/*.md")
+    pages = [page for pattern in patterns for page in REPOSITORY.glob(pattern)]
+    assert REPOSITORY / "experiments/results/README.md" in pages
+    for page in pages:
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", page.read_text()):
+            file = page.parent / target if target else page
+            assert file.exists(), f"{page.name}: {target}"
+            assert not anchor or anchor in _anchors(file), f"{page.name}: {target}#{anchor}"
+
+
+def _anchors(page):
+    """Name the headings of a page as GitHub does."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

@@ -27,7 +27,7 @@ neither='MoCo v2, two views' b=background a=alignment h=hierarchy
 ba='background + alignment' bh='background + hierarchy' ah='alignment + hierarchy' all='background + alignment + hierarchy'
 
 
-page README.md
+page methods.md
 
 pooled() { # pooled [--seeds LIST]: seeds 0 to 4 and 5 to 9 together
   for metric in curve_area AP; do
@@ -39,17 +39,17 @@ pooled() { # pooled [--seeds LIST]: seeds 0 to 4 and 5 to 9 together
   done
 }
 
-section "The methods: all ten seeds"
+section "All ten seeds"
 pooled
 
-section "The methods: without seed 0"
+section "All ten seeds, without seed 0"
 pooled --seeds 1,2,3,4,5,6,7,8,9
 
-section "The methods: CoDo's AR100, less random, seeds 5 to 9"
+section "CoDo's AR100, less random, seeds 5 to 9"
 say "fine-tuned" methods/repeated.csv --of "CoDo @ $tuned" --less "random @ $tuned" --metric AR100
 say "frozen" methods/repeated.csv --of "CoDo @ $frozen" --less "random @ $frozen" --metric AR100
 
-section "The methods: against CoDo, seeds 5 to 9 (the page has p by Holm)"
+section "Against CoDo, seeds 5 to 9 (the page has p by Holm)"
 say "MoCo v2, fine-tuned" methods/repeated.csv --of "MoCo v2 @ $tuned" --less "CoDo @ $tuned"
 say "MoCo v2, frozen" methods/repeated.csv --of "MoCo v2 @ $frozen" --less "CoDo @ $frozen"
 say "InsLoc, fine-tuned" methods/repeated.csv --of "InsLoc @ $tuned" --less "CoDo @ $tuned"
@@ -57,26 +57,26 @@ say "InsLoc, frozen" methods/repeated.csv --of "InsLoc @ $frozen" --less "CoDo @
 say "InsLoc, fine-tuned, AP" methods/repeated.csv --of "InsLoc @ $tuned" --less "CoDo @ $tuned" --metric AP
 say "InsLoc, frozen, AP" methods/repeated.csv --of "InsLoc @ $frozen" --less "CoDo @ $frozen" --metric AP
 
-section "The methods: frozen less fine-tuned, seeds 5 to 9"
+section "Frozen less fine-tuned, seeds 5 to 9"
 for row in CoDo InsLoc random; do
   say "$row, area" methods/repeated.csv --of "$row @ $frozen" --less "$row @ $tuned"
   say "$row, AP" methods/repeated.csv --of "$row @ $frozen" --less "$row @ $tuned" --metric AP
 done
 
-section "The methods: against CoDo, seeds 0 to 4 (the page has p by Holm)"
+section "Against CoDo, seeds 0 to 4 (the page has p by Holm)"
 say "MoCo v2, fine-tuned" methods/results.csv --of "MoCo v2 @ $tuned" --less "CoDo @ $tuned"
 say "MoCo v2, frozen" methods/results.csv --of "MoCo v2 @ $frozen" --less "CoDo @ $frozen"
 say "InsLoc, fine-tuned" methods/results.csv --of "InsLoc @ $tuned" --less "CoDo @ $tuned"
 say "InsLoc, frozen" methods/results.csv --of "InsLoc @ $frozen" --less "CoDo @ $frozen"
 
-section "The methods: asked twice, the first time, less random"
+section "Asked twice, the first time, less random"
 for how in "$tuned" "$frozen"; do
   for row in "MoCo v2" InsLoc CoDo; do
     say "$row, $how" methods/before.csv --of "$row @ $how" --less "random @ $how" --setting "$first"
   done
 done
 
-section "The methods: asked twice, the mean of both for each seed"
+section "Asked twice, the mean of both for each seed"
 for row in CoDo InsLoc; do
   for how in "$tuned" "$frozen"; do
     say "$row less random, $how" methods/results.csv methods/before.csv --of "$row @ $how" --less "random @ $how" --setting "$first"
@@ -84,16 +84,30 @@ for row in CoDo InsLoc; do
 done
 say "MoCo v2 against CoDo, frozen" methods/results.csv methods/before.csv --of "MoCo v2 @ $frozen" --less "CoDo @ $frozen" --setting "$first"
 
-section "The methods: frozen less fine-tuned, CoDo, seeds 0 to 4"
+section "Frozen less fine-tuned, CoDo, seeds 0 to 4"
 say "area" methods/results.csv --of "CoDo @ $frozen" --less "CoDo @ $tuned"
 say "AP at the end" methods/results.csv --of "CoDo @ $frozen" --less "CoDo @ $tuned" --metric AP
 
-section "The methods: seeds 1 to 4 alone, CoDo less random"
+section "Seeds 1 to 4 alone, CoDo less random"
 say "fine-tuned" methods/results.csv --of "CoDo @ $tuned" --less "random @ $tuned" --seeds 1,2,3,4
 say "frozen" methods/results.csv --of "CoDo @ $frozen" --less "random @ $frozen" --seeds 1,2,3,4
 
-section "The methods: CoDo ahead of MoCo v2 with the backbone frozen"
+section "CoDo ahead of MoCo v2 with the backbone frozen"
 say "AP" methods/results.csv --of "CoDo @ $frozen" --less "MoCo v2 @ $frozen" --metric AP
+
+section "Three detectors of each pretraining: AP at the end"
+say "pretraining, CoDo less random" repeated/results.csv --of CoDo --less random --metric AP
+say "pasted backgrounds" repeated/results.csv --of CoDo --less "no backgrounds" --metric AP
+say "InsLoc less CoDo" repeated/results.csv --of InsLoc --less CoDo --metric AP
+
+section "From CoDo to InsLoc: CoDo at InsLoc's learning rate, less at its own"
+say "fine-tuned" methods/learning_rate.csv --of "CoDo, lr .06 @ $tuned" --less "CoDo @ $tuned"
+say "frozen" methods/learning_rate.csv --of "CoDo, lr .06 @ $frozen" --less "CoDo @ $frozen"
+say "fine-tuned, the first time" methods/learning_rate_before.csv --of "CoDo, lr .06 @ $tuned" --less "CoDo @ $tuned"
+say "fine-tuned, the mean of both for each seed" methods/learning_rate.csv methods/learning_rate_before.csv --of "CoDo, lr .06 @ $tuned" --less "CoDo @ $tuned"
+
+
+page fine_tuning.md
 
 section "What is handed on: the box head"
 for how in "$tuned" "$frozen"; do
@@ -120,25 +134,20 @@ section "A longer fine-tuning: CoDo less random"
 say "AP after the short one, the same seeds" longer/36_epochs.csv --of "CoDo, 12 epochs @ $tuned" --less "random @ $tuned" --metric AP
 say "AP" methods/long_fine_tuning.csv --of CoDo --less random --metric AP
 
-section "Three detectors of each pretraining: AP at the end"
-say "pretraining, CoDo less random" repeated/results.csv --of CoDo --less random --metric AP
-say "pasted backgrounds" repeated/results.csv --of CoDo --less "no backgrounds" --metric AP
-say "InsLoc less CoDo" repeated/results.csv --of InsLoc --less CoDo --metric AP
 
-section "Where the backgrounds come from: box head, another view among distractors"
+page background_source.md
+
+section "Box head, another view among distractors"
 say "downstream less the foregrounds'" background_source/results.csv --of downstream --less self --metric probe/box_head/view_hard_top1 --digits 3
 
-section "Where the backgrounds come from: area, downstream less self"
+section "Area, downstream less self"
 say "the first time" background_source/before.csv --of downstream --less self
 say "the mean of both for each seed" background_source/results.csv background_source/before.csv --of downstream --less self
 
-section "From CoDo to InsLoc: CoDo at InsLoc's learning rate, less at its own"
-say "fine-tuned" methods/learning_rate.csv --of "CoDo, lr .06 @ $tuned" --less "CoDo @ $tuned"
-say "frozen" methods/learning_rate.csv --of "CoDo, lr .06 @ $frozen" --less "CoDo @ $frozen"
-say "fine-tuned, the first time" methods/learning_rate_before.csv --of "CoDo, lr .06 @ $tuned" --less "CoDo @ $tuned"
-say "fine-tuned, the mean of both for each seed" methods/learning_rate.csv methods/learning_rate_before.csv --of "CoDo, lr .06 @ $tuned" --less "CoDo @ $tuned"
 
-section "Does more help? Seeds 5 to 7"
+page longer.md
+
+section "Minutes: seeds 5 to 7"
 for how in "$tuned" "$frozen"; do
   for metric in curve_area AP; do
     say "36 epochs less 12, $how, $metric" longer/36_epochs.csv --of "CoDo, 36 epochs @ $how" --less "CoDo, 12 epochs @ $how" --metric $metric
@@ -146,32 +155,38 @@ for how in "$tuned" "$frozen"; do
   done
 done
 
-section "Does more help? Six seeds"
+section "Minutes: six seeds"
 for how in "$tuned" "$frozen"; do
   say "12 epochs less 4, $how" longer/results.csv longer/36_epochs.csv --of "CoDo, 12 epochs @ $how" --less "CoDo, 4 epochs @ $how"
   say "4 epochs less random, $how" longer/results.csv longer/36_epochs.csv --of "CoDo, 4 epochs @ $how" --less "random @ $how"
 done
 
-section "Does more help? Seeds 0 to 2"
+section "Minutes: seeds 0 to 2"
 say "CoDo, 12 epochs, less random, frozen (the page has p by Holm)" longer/results.csv --of "CoDo, 12 epochs @ $frozen" --less "random @ $frozen"
 
-section "Does more help? Foregrounds (the page has p by Holm)"
+section "Foregrounds (the page has p by Holm)"
 for row in "250 foregrounds" "1000 foregrounds"; do
   say "$row, less all" longer/foregrounds.csv --of "$row" --less "all 2519"
 done
 say "250 foregrounds, less random" longer/foregrounds.csv --of "250 foregrounds" --less random
 
-section "Does more help? One query view, eight seeds"
+section "One query view, eight seeds"
 say "area" attempts/one_view.csv longer/views.csv --of "one query view | views=1" --less "CoDo | views=2"
 say "AP" attempts/one_view.csv longer/views.csv --of "one query view | views=1" --less "CoDo | views=2" --metric AP
 
-section "Attempts: AP50 of one query view, eight seeds"
+
+page attempts.md
+
+section "AP50 of one query view, eight seeds"
 say "less CoDo" attempts/one_view.csv longer/views.csv --of "one query view | views=1" --less "CoDo | views=2" --metric AP50
 
-section "The mechanism: C5's variance ratio"
+
+page mechanism.md
+
+section "C5's variance ratio"
 say "CoDo less random" methods/results.csv --of "CoDo @ $frozen" --less "random @ $frozen" --metric probe/variance_ratio --digits 3
 
-section "The mechanism: the box head's box_slope, CoDo less"
+section "The box head's box_slope, CoDo less"
 say "random" methods/results.csv --of "CoDo @ $frozen" --less "random @ $frozen" --metric probe/box_head/box_slope
 say "InsLoc" methods/results.csv --of "CoDo @ $frozen" --less "InsLoc @ $frozen" --metric probe/box_head/box_slope
 
