@@ -21,6 +21,7 @@ FIELDS = {
     "hierarchy": "hierarchy",
     "views": "views",
     "backbone": "model.backbone",
+    "init": "model.init",
     "epochs": "optim.epochs",
     "batch_size": "optim.batch_size",
     "seed": "seed",

@@ -14,6 +14,7 @@ from codo.errors import CodoError
 
 @click.command("pretrain", short_help="Pretrain backbone, FPN and box head without labels.")
 @config_options
+@click.option("--init", metavar="WEIGHTS", help="Begin with these weights: a run folder or a file [at random].")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder to make [runs/pretrain-N].")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run that was stopped.")
 @click.option("--dry-run", is_flag=True, help="Print config, parts, time and memory; train nothing.")

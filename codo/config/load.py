@@ -115,9 +115,10 @@ def fingerprint(config: BaseModel, data: str = "") -> str:
 
     Args:
         config: the resolved config.
-        data: a fingerprint of the data, which stands in for its paths and for how much of it is used.
+        data: a fingerprint of the data, and of what else is read, which stands in for its paths and for how much of it
+            is used.
     """
-    tree = config.model_dump(mode="json", exclude={"run", "weights"})
+    tree = config.model_dump(mode="json", exclude={"run": True, "weights": True, "model": {"init"}})
     if "data" in tree:
         tree["data"] = {name: value for name, value in tree["data"].items() if name not in CHOOSE_DATA}
     text = json.dumps([type(config).__name__, tree, data], sort_keys=True)

@@ -99,6 +99,9 @@ class ColourSection(Section):
 class ModelSection(ArchitectureSection):
     """The encoder: what transfers, and the projectors on top."""
 
+    init: str | None = sourced(None, "run", min_length=1)
+    """What backbone, FPN and box head begin as: a run folder or a file, of codo's or another library's, as `codo
+    transfer --weights` takes; what it lacks, and the projectors, begin at random. Unset: all do (the paper)."""
     projector_hidden: int = sourced(1024, "InsLoc", ge=1)
     """Hidden width of the projector behind the box head; those of pooled stages keep the stage's width (MoCo v2)."""
     projector_bn: bool = sourced(False, "MoCo v2")

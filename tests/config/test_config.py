@@ -252,6 +252,7 @@ ELSEWHERE = {
     "augment": "tests/test_custom_parts.py",
     "jitter.custom": "tests/test_custom_parts.py",
     "loss.custom": "tests/test_custom_parts.py",
+    "model.init": "tests/jobs/pretrain/test_init.py",
     "model.projector": "tests/test_custom_parts.py",
     "model.box_head": "tests/test_custom_parts.py",
 }

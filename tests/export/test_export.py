@@ -34,9 +34,9 @@ from codo.jobs.transfer.detectors import build_detector
 from codo.jobs.transfer.evaluate import to_input
 from codo.jobs.transfer.proof import normalisation
 from codo.jobs.transfer.run import fresh_detector
-from codo.jobs.transfer.weights import load_into_detector
 from codo.runs.weights_file import read_weights, save_weights
 from codo.weights import read_pretrained
+from codo.weights.coverage import load_pretrained
 from tests.jobs.transfer.transfer_parts import encoder_state, metadata
 from tests.parts import codo
 
@@ -387,7 +387,7 @@ def initial_detector(weights: Path, load: tuple[str, ...]) -> dict[str, Tensor]:
     config = TransferConfig.model_validate({"architecture": SMALL, "weights": str(weights), "load": load})
     source = read_pretrained(config.weights, config.architecture.backbone)
     detector = fresh_detector(config, 3, *normalisation(source))
-    coverage = load_into_detector(detector, source, config.load)
+    coverage = load_pretrained(detector, source, config.load)
     assert all(coverage.groups[group].complete and not coverage.groups[group].unexpected for group in load)
     return detector.state_dict()
 
@@ -412,12 +412,12 @@ def test_without_alignment_the_backbone_is_all_there_is(format: str, tmp_path: P
         "backbone": 120, "fpn": 0, "box_head": 0, "detector": 0,
     }  # fmt: skip
     assert "it has no FPN and no box head" in done.notes[0]
-    assert load_into_detector_of(done.path).matched
+    assert coverage_of(done.path).matched
 
 
-def load_into_detector_of(file: Path) -> Any:
+def coverage_of(file: Path) -> Any:
     detector = build_detector(TransferConfig(architecture=SMALL, weights="some"), 3)
-    return load_into_detector(detector, read_pretrained(str(file), "resnet18")).groups["backbone"]
+    return load_pretrained(detector, read_pretrained(str(file), "resnet18")).groups["backbone"]
 
 
 def test_a_one_stage_detector_gives_p3_to_p5(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from codo.errors import CodoError
 from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.detectors import build_detector
 from codo.jobs.transfer.proof import prove
-from codo.jobs.transfer.weights import Coverage, load_into_detector
 from codo.weights import Pretrained, read_pretrained
+from codo.weights.coverage import Coverage, load_pretrained
 
 SMALL = {"fpn_channels": 16, "box_head_convs": 2, "box_head_channels": 16, "box_head_fc": 32}
 RESNET18 = ArchitectureSection(backbone="resnet18", **SMALL)
@@ -73,7 +73,7 @@ def stages(resnet: Any, images: Tensor) -> list[Tensor]:
 def load(path: Path, detector: Detector | None = None) -> tuple[Detector, Pretrained, Coverage]:
     detector = detector or detector_of()
     source = read_pretrained(str(path), "resnet18")
-    return detector, source, load_into_detector(detector, source)
+    return detector, source, load_pretrained(detector, source)
 
 
 def assert_same_features(detector: Detector, resnet: nn.Module) -> None:
@@ -173,7 +173,7 @@ def test_other_timm_models_have_their_own_names(tmp_path: Path, name: str) -> No
     architecture = ArchitectureSection(backbone=name, **SMALL)
     source = read_pretrained(str(tmp_path / "model.pth"), name)
     detector = detector_of(architecture)
-    coverage = load_into_detector(detector, source)
+    coverage = load_pretrained(detector, source)
     assert coverage.groups["backbone"].complete
     features = timm.create_model(name, features_only=True).eval()
     body = {k.removeprefix("backbone.body."): v for k, v in source.state.items()}

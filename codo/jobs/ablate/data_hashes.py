@@ -19,6 +19,7 @@ from codo.jobs.ablate.resolve import Grid, ResolvedRow
 from codo.jobs.pretrain.build import check_enough, find_sources
 from codo.jobs.probe.images import find_manifest
 from codo.jobs.transfer.data import load_data
+from codo.weights import weights_path
 
 
 class DataHashes:
@@ -29,10 +30,10 @@ class DataHashes:
         self._known: dict[str, str] = {}
 
     def of_pretrain(self, row: ResolvedRow) -> str:
-        """Hash the images of a row's pretraining.
+        """Hash the images of a row's pretraining, and the weights that it begins with.
 
         Raises:
-            CodoError: they are missing or too few; with the line.
+            CodoError: the images are missing or too few; with the line.
         """
         config = without_unused_backgrounds(row.pretrain)
         data = config.data.model_copy(update={"limit": None})
@@ -47,7 +48,12 @@ class DataHashes:
             field_named = next((n for n in ("foregrounds", "backgrounds") if str(error).startswith(f"data.{n}")), None)
             keys = _keys(field_named, row) if field_named else self._keys_of(str(error), row)
             raise self.grid.yaml.error(keys, str(error)) from None
-        return name
+        return name if config.model.init is None else digest(name, self._of_file(config.model.init))
+
+    def _of_file(self, weights: str) -> str:
+        if weights not in self._known:
+            self._known[weights] = sha256(weights_path(weights).read_bytes()).hexdigest()
+        return self._known[weights]
 
     def of_transfer(self, config: TransferConfig, protocol: str) -> str:
         """Hash the images and annotations of a protocol.

@@ -86,6 +86,8 @@ def _tree_hash(kind: type[BaseModel], tree: dict[str, Any], *parts: str) -> str:
     kept = {name: value for name, value in tree.items() if name != "weights"}
     kept["run"] = {name: tree["run"].get(name) for name in BITS} | probing
     kept["data"] = {name: value for name, value in tree["data"].items() if name not in DATA_PATHS}
+    if "model" in kept:
+        kept["model"] = {name: value for name, value in tree["model"].items() if name != "init"}
     return digest(kind.__name__, kept, *parts)
 
 

@@ -1,4 +1,4 @@
-"""The backbones, parts and detectors that a grid's rows name: each made once before anything runs."""
+"""The backbones, parts, detectors and weights that a grid's rows name: each made once before anything runs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from codo.jobs.ablate.jobs import digest
 from codo.jobs.ablate.lines import Keys
 from codo.jobs.ablate.resolve import Grid, ResolvedRow
 from codo.jobs.pretrain.build import build_jitter
-from codo.jobs.pretrain.method import custom_losses
+from codo.jobs.pretrain.init import read_init
+from codo.jobs.pretrain.method import Method, custom_losses
 from codo.jobs.transfer.detectors import kinds_of
 from codo.parts import Parts, make
 
 
 def check_parts(grid: Grid) -> None:
-    """Make every backbone and part that a row names, and import its detectors.
+    """Make every backbone and part that a row names, import its detectors, and read the weights that it begins with.
 
     Raises:
         CodoError: there is none of that name, or it does not take its parameters; with the line of the YAML.
@@ -41,9 +42,17 @@ def check_parts(grid: Grid) -> None:
                 section, _, name = field.rpartition(".")
                 value = (getattr(row.pretrain, section) if section else row.pretrain).model_dump()[name]
                 attempt(field, value, _keys(grid, row, field), made)
+            if row.changes is not None and (init := row.pretrain.model.init) is not None:
+                network = (init, row.pretrain.alignment, row.pretrain.model.model_dump(mode="json"))
+                attempt("model.init", network, _keys(grid, row, "model.init"), partial(_begin, row.pretrain))
             for protocol, transfer in row.transfers.items():
                 keys = _of_row(row, "transfer.detector") or ("transfer", protocol, "detector")
                 attempt("detector", transfer.detector, keys, partial(kinds_of, transfer.detector))
+
+
+def _begin(config: PretrainConfig) -> object:
+    """Build the encoders, filled with the weights that they begin with."""
+    return Method(config, init=read_init(config))
 
 
 def _makers(config: PretrainConfig) -> dict[str, Callable[[], object]]:

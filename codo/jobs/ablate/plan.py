@@ -176,7 +176,7 @@ class _Planner:
         config = without_unused_backgrounds(row.pretrain).model_copy(update={"seed": seed})
         files = self._code("pretrain", config)
         data = self.data.of_pretrain(row)
-        where = digest(config.data.model_dump())
+        where = digest(config.data.model_dump(), *([config.model.init] if config.model.init else []))
         own = self._config_hash(config)
         return self._add(Job("pretrain", own, data, digest(files), files, config, where, None, seed))
 

@@ -128,7 +128,7 @@ class Base:
             for name, value in file.data.model_dump().items()
             if value is not None
         ]
-        self.changes = [*data, *changes]
+        self.changes = [*data, *map(self._absolute, changes)]
         self.pretrain = self._pretrain([], ("base",))
         self.protocols = {name: self._protocol(name, dict(tree)) for name, tree in file.transfer.items()}
 
@@ -151,9 +151,10 @@ class Base:
         return ResolvedRow(plan, changes, config, self._transfers(plan, list(plan.changes), config))
 
     def _absolute(self, change: Change) -> Change:
-        if change.field not in ("data.foregrounds", "data.backgrounds") or change.value is None:
+        if change.field not in ("data.foregrounds", "data.backgrounds", "model.init") or change.value is None:
             return change
-        return replace(change, value=_place(str(_path(change.value, change.keys, self.yaml))))
+        path = _path(change.value, change.keys, self.yaml)
+        return replace(change, value=str(path.absolute()) if change.field == "model.init" else _place(str(path)))
 
     def _pretrain(self, changes: list[Change], keys: tuple[str | int, ...]) -> PretrainConfig:
         merged = {c.field: c for c in [*self.changes, *changes]}

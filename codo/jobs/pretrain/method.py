@@ -12,6 +12,7 @@ from codo.backbones import LEVELS, Backbone
 from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
 from codo.heads import MLPProjector, RoIPool, box_head
+from codo.jobs.pretrain.init import fill
 from codo.jobs.pretrain.own_parts import called, checked_box_head, checked_projector
 from codo.losses import (
     EMBEDS,
@@ -32,6 +33,7 @@ from codo.parts import Parts, make
 from codo.runs.seed import integer_seed, torch_generator
 from codo.runs.sgd import FusedSGD
 from codo.runs.world import World
+from codo.weights import Pretrained
 
 INFO_NCE: dict[str, type[InfoNCELoss]] = {
     "image": ImageLoss,
@@ -49,8 +51,10 @@ class Method(nn.Module):
         parts: a user's own, from Python.
         world: the processes that share a batch.
         device: where it will run.
+        init: what the encoders begin as; None is random weights.
 
     Attributes:
+        coverage: how `init` filled the encoders; None without.
         query_encoder: takes the gradient, and is what transfers.
         key_encoder: its moving average.
         losses: name -> loss, with its queues.
@@ -66,6 +70,7 @@ class Method(nn.Module):
         parts: Parts | None = None,
         world: World | None = None,
         device: torch.device | None = None,
+        init: Pretrained | None = None,
     ) -> None:
         super().__init__()
         parts, world, device = parts or Parts(), world or World(), device or torch.device("cpu")
@@ -84,6 +89,7 @@ class Method(nn.Module):
             torch.manual_seed(integer_seed("weights", config.seed))
             encoder = encoder_of(config, parts, embeds)
             losses: dict[str, Loss] = dict(_losses(config))
+        self.coverage = fill(encoder, config, init) if init is not None else None
         if config.model.bn_groups == 1 and world.size > 1:
             synchronise_bn(encoder, device)
         self.query_encoder: AlignedEncoder | StageEncoder = encoder

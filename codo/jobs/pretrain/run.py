@@ -13,10 +13,11 @@ from torch import nn
 
 from codo.augment import Augmenter, BoxJitter
 from codo.backbones import Backbone
-from codo.config.load import MOVABLE, check_resumed, differences, fingerprint, load_run_config
+from codo.config.load import MOVABLE, check_resumed, differences, load_run_config
 from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
 from codo.jobs.pretrain.build import Sources, build_dataset, find_sources
+from codo.jobs.pretrain.init import read_init, told
 from codo.jobs.pretrain.method import custom_losses, groups_of_process
 from codo.jobs.pretrain.probing import check_probes
 from codo.jobs.pretrain.samples import SampleDataset
@@ -25,12 +26,13 @@ from codo.losses import Loss
 from codo.model.encoder import MakeBoxHead, MakeProjector
 from codo.parts import Parts, find
 from codo.runs.checkpoint import load_checkpoint
-from codo.runs.console import duration, warn
+from codo.runs.console import duration, say, warn
 from codo.runs.events import check_tensorboard
 from codo.runs.hardware import Hardware
 from codo.runs.lock import held
 from codo.runs.record import RunFolder
 from codo.runs.world import World
+from codo.weights import Pretrained
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def pretrain(
     """
     parts = Parts(losses, augmenters, jitter, projector, box_head, backbone)
     world = World.of_environment()
-    hardware = check_parts(config, parts, world)
+    hardware, init = check_parts(config, parts, world), read_init(config)
     if world.first:
         RunFolder.check_free(out)
         if backbone is not None:
@@ -98,7 +100,7 @@ def pretrain(
             )
     with world.joined(hardware.device):
         sources, dataset = _open(config, parts, world)
-        run = Run(config, dataset, parts, world)
+        run = _begin(config, dataset, parts, world, init)
         folder = RunFolder.create(out, "pretrain") if world.first else None
         with folder.begun() if folder else nullcontext():
             folder = RunFolder(world.collect(folder.path if folder else Path())[0])
@@ -157,6 +159,11 @@ def _resume(folder: RunFolder, changes: dict[str, Any] | None, parts: Parts, wor
     if folder.complete and not longer:
         raise CodoError(f"--resume {path}: the run is complete; ask for more epochs to continue it")
     then = folder.environment("data.fingerprint", "parts", "processes", "extended")
+    begun_as, checkpoint = then.get("init"), path / "checkpoint.pt"
+    anew = not checkpoint.exists() and not folder.complete
+    init = read_init(config) if anew else None
+    if init is not None and begun_as is not None and init.sha256 != begun_as["sha256"]:
+        raise CodoError(f"--resume {path}: {config.model.init} is not the file that the run began with")
     if then["parts"] != parts.names():
         raise CodoError(
             f"--resume {path}: the run began with the parts {then['parts'] or 'none'} from Python, now they are "
@@ -167,9 +174,9 @@ def _resume(folder: RunFolder, changes: dict[str, Any] | None, parts: Parts, wor
         sources, dataset = _open(config, parts, world)
         if sources.fingerprint != then["data"]["fingerprint"]:
             raise CodoError(f"--resume {path}: the images are not those that the run began with")
-        run = Run(config, dataset, parts, world)
-        checkpoint = path / "checkpoint.pt"
-        if checkpoint.exists() or folder.complete:
+        run = _begin(config, dataset, parts, world, init)
+        run.begun_as = begun_as
+        if not anew:
             run.load(load_checkpoint(checkpoint, STATE))
         elif world.first:
             warn(f"{path} was stopped before its first checkpoint; it begins again")
@@ -197,6 +204,20 @@ def _resume(folder: RunFolder, changes: dict[str, Any] | None, parts: Parts, wor
             run.write_start(folder, sources)
         world.wait()
         return PretrainResult(folder.path, run.execute(folder))
+
+
+def _begin(config: PretrainConfig, dataset: SampleDataset, parts: Parts, world: World, init: Pretrained | None) -> Run:
+    """Build a run, and say what of it begins as `init`.
+
+    Raises:
+        CodoError: these weights are of another backbone, or not the same in all processes.
+    """
+    if init is not None:
+        world.check_same({"sha256": init.sha256}, "model.init: the weights")
+    run = Run(config, dataset, parts, world, init)
+    if run.begun_as is not None and world.first:
+        say(told(run.begun_as))
+    return run
 
 
 def _open(config: PretrainConfig, parts: Parts, world: World) -> tuple[Sources, SampleDataset]:
@@ -241,8 +262,9 @@ def dry_run(config: PretrainConfig) -> dict[str, Any]:
     if World.of_environment().size > 1:
         raise CodoError("--dry-run: of one process; leave torchrun out")
     check_parts(config, Parts(), World())
+    init = read_init(config)
     sources, dataset = _open(config, Parts(), World())
-    run = Run(config, dataset)
+    run = _begin(config, dataset, Parts(), World(), init)
     batches = run.batches(min(3, run.steps))
     times = []
     for _ in range(min(3, run.steps)):
@@ -265,5 +287,5 @@ def dry_run(config: PretrainConfig) -> dict[str, Any]:
         "seconds_per_step": seconds,
         "estimated_time": duration(seconds * run.steps),
         "peak_memory": peak_memory(run.hardware),
-        "fingerprint": fingerprint(config, sources.fingerprint),
+        "fingerprint": run.fingerprint(sources),
     }

@@ -22,6 +22,7 @@ from codo.config.pretrain import PretrainConfig
 from codo.config.sections import ArchitectureSection
 from codo.errors import CodoError, Interrupted
 from codo.jobs.pretrain.build import Sources, check_enough
+from codo.jobs.pretrain.init import filled
 from codo.jobs.pretrain.loop import NotFiniteError, StepResult, Trainer
 from codo.jobs.pretrain.method import Method
 from codo.jobs.pretrain.probing import EpochProbe
@@ -41,6 +42,7 @@ from codo.runs.loading import loading
 from codo.runs.record import RunFolder
 from codo.runs.weights_file import save_weights
 from codo.runs.world import World
+from codo.weights import Pretrained
 
 STATE = ("step", "seconds", "usable", "unreadable", "warnings", "watches", "method", "optimizer", "scaler")
 """What every checkpoint has."""
@@ -54,6 +56,7 @@ class Run:
         dataset: its samples.
         parts: a user's own, from Python.
         world: the processes that share a batch; every process has a Run of its own, the first one writes.
+        init: what the encoders begin as; None is random weights, or those of a checkpoint that `load` takes over.
 
     Attributes:
         step: steps done.
@@ -63,10 +66,17 @@ class Run:
         unreadable: names of broken images that were left out or passed over.
         warnings: name -> warning, of what was noticed: `shortcut`, `collapse`, `untrained`, `gradient`.
         extended: the steps after which the run was made longer, each with the epochs that it had before.
+        begun_as: of the weights that the encoders began as: source, kind, sha256, and of each group how many tensors
+            they filled; None if all began at random.
     """
 
     def __init__(
-        self, config: PretrainConfig, dataset: SampleDataset, parts: Parts | None = None, world: World | None = None
+        self,
+        config: PretrainConfig,
+        dataset: SampleDataset,
+        parts: Parts | None = None,
+        world: World | None = None,
+        init: Pretrained | None = None,
     ) -> None:
         check_enough(len(dataset), config)
         self.config, self.dataset, self.world = config, dataset, world or World()
@@ -75,7 +85,7 @@ class Run:
         self.hardware = Hardware.resolve(config.run, heavy_loading=heavy, world=self.world)
         self.hardware.apply()
         device = self.hardware.device
-        self.method = Method(config, self.parts, self.world, device).to(device).train()
+        self.method = Method(config, self.parts, self.world, device, init).to(device).train()
         self.method.to(memory_format=torch.channels_last)
         self.trainer = Trainer(config, self.method, self.hardware, self.world)
         self.per_epoch = len(dataset) // config.optim.batch_size
@@ -86,6 +96,9 @@ class Run:
         self.warnings: dict[str, str] = {}
         self.shortcut, self.collapse = Shortcut(), Collapse()
         self.extended: list[list[int]] = []
+        self.begun_as: dict[str, Any] | None = None
+        if init is not None and self.method.coverage is not None:
+            self.begun_as = filled(init, self.method.coverage)
 
     def loader(self, steps: int) -> DataLoader[Sample]:
         """Make the loader of this process's batches from the current step up to step `steps`."""
@@ -110,11 +123,16 @@ class Run:
     def write_start(self, folder: RunFolder, sources: Sources) -> None:
         """Record config, environment and data."""
         data = {**sources.record(), "unreadable": len(self.unreadable)}
-        names = self.parts.names()
-        told = "".join(json.dumps(given) for given in (names, self.extended) if given)
-        name = fingerprint(self.config, sources.fingerprint + told)
-        more = {"parts": names, "processes": self.world.size, "extended": self.extended}
-        folder.write_start(self.config, name, data, self.hardware, more)
+        more = {"parts": self.parts.names(), "processes": self.world.size, "extended": self.extended}
+        if self.begun_as is not None:
+            more["init"] = self.begun_as
+        folder.write_start(self.config, self.fingerprint(sources), data, self.hardware, more)
+
+    def fingerprint(self, sources: Sources) -> str:
+        """Name what the run computes."""
+        file = {"init": self.begun_as["sha256"]} if self.begun_as is not None else {}
+        told = "".join(json.dumps(given) for given in (self.parts.names(), self.extended, file) if given)
+        return fingerprint(self.config, sources.fingerprint + told)
 
     def state(self) -> dict[str, Any]:
         """Collect what a checkpoint holds, in all processes at once. Generators are functions of seed and step."""

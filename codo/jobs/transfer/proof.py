@@ -17,8 +17,8 @@ from codo.heads import RoIPool, assign_levels, box_head
 from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.detectors import CANONICAL_SIZE, SAMPLING_RATIO, BoxFeatures
 from codo.jobs.transfer.norms import put_group_norms
-from codo.jobs.transfer.weights import Coverage
 from codo.weights import GROUPS, Pretrained
+from codo.weights.coverage import Coverage
 
 P2 = ("fpn.inner_blocks.0.", "fpn.layer_blocks.0.")
 """Of an FPN, what a one-stage detector's file lacks; no other level is computed from it."""
@@ -65,7 +65,7 @@ def prove(
     file's mean and std. The comparison goes as deep as the file does: box head, FPN or backbone.
 
     Args:
-        detector: filled by `load_into_detector`, on the processor, in fp32.
+        detector: filled by `load_pretrained`, on the processor, in fp32.
         architecture: of the encoder.
         pretrained: the file.
         coverage: how the detector was filled.

@@ -28,7 +28,6 @@ from codo.jobs.transfer.norms import check_norm
 from codo.jobs.transfer.proof import normalisation, prove
 from codo.jobs.transfer.schedule import describe_training, same_so_far, total_steps
 from codo.jobs.transfer.settle import settle_norms
-from codo.jobs.transfer.weights import GroupCoverage, fresh_coverage, frozen_but_fresh, load_into_detector
 from codo.model import synchronise_bn
 from codo.runs.checkpoint import load_checkpoint
 from codo.runs.console import warn
@@ -39,6 +38,7 @@ from codo.runs.record import RunFolder, read_json
 from codo.runs.seed import integer_seed
 from codo.runs.world import World
 from codo.weights import GROUPS, check_architecture, read_pretrained
+from codo.weights.coverage import GroupCoverage, fresh_coverage, frozen_but_fresh, load_pretrained
 
 LENGTHS = ("optim.epochs", "optim.iterations")
 """Fields of which a resumed run may have more."""
@@ -299,7 +299,7 @@ def load_detector(config: TransferConfig, data: Data) -> tuple[Detector, dict[st
     pretrained = read_pretrained(config.weights, config.architecture.backbone)
     check_norm(config, pretrained.metadata)
     detector = fresh_detector(config, len(data.labels), *normalisation(pretrained))
-    coverage = load_into_detector(detector, pretrained, config.load)
+    coverage = load_pretrained(detector, pretrained, config.load)
     proof = prove(detector, config.architecture, pretrained, coverage, _first_image(config, data))
     return detector, {
         "weights": pretrained.describe(),

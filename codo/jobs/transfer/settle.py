@@ -15,9 +15,9 @@ from codo.jobs.transfer.caching import Images
 from codo.jobs.transfer.dataset import DetectionDataset
 from codo.jobs.transfer.evaluate import to_input
 from codo.jobs.transfer.norms import batch_norms
-from codo.jobs.transfer.weights import fresh_modules
 from codo.model.statistics import modes_kept, renewed
 from codo.runs.hardware import Hardware
+from codo.weights.coverage import fresh_modules
 
 SETTLE_IMAGES = 128
 """Training images that statistics are taken from, at most (ours)."""

@@ -6,6 +6,8 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import timm
+import torch
 import yaml
 from webdataset import ShardWriter
 
@@ -52,6 +54,34 @@ def test_rows_share_pretrainings_and_protocols_share_them_too(planned):
     assert plan.cells[CellKey("random", "half", 1)].pretrain is None
     order = list(plan.jobs)
     assert order.index(first.pretrain) < order.index(first.transfers[0])
+
+
+def test_weights_that_a_row_begins_with_belong_to_its_jobs_by_what_they_are(planned, tmp_path):
+    file, moved = tmp_path / "start.pth", tmp_path / "moved.pth"
+
+    def jobs(place, backbone=None):
+        row = {"model.init": str(place)} | ({"model.backbone": backbone} if backbone else {})
+        return planned(axes={"begun": row})
+
+    def write(seed):
+        torch.manual_seed(seed)
+        torch.save(timm.create_model("resnet10t").state_dict(), file)
+
+    with pytest.raises(CodoError, match=r"grid.yaml:\d+: .*model.init: there is nothing at .*start.pth"):
+        jobs(file)
+    with torch.random.fork_rng():
+        write(0)
+        first = jobs(file)
+        finish(first)
+        shutil.copy(file, moved)
+        assert set(jobs(moved).jobs) == set(first.jobs)
+        assert jobs(moved).notices == []
+        write(1)
+    changed = jobs(file)
+    assert len(set(changed.jobs) - set(first.jobs)) == len(first.jobs) // 2  # pretraining and transfer of `begun`
+    assert any("other" in notice or "changed" in notice for notice in changed.notices), changed.notices
+    with pytest.raises(CodoError, match=r"grid.yaml:\d+: .*model.init: start.pth .* is it the same backbone"):
+        jobs(file, "resnet18")
 
 
 def test_a_budget_that_whole_epochs_miss_is_told(planned):

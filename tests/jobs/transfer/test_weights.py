@@ -14,9 +14,9 @@ from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.detectors import build_detector
 from codo.jobs.transfer.proof import normalisation, prove
 from codo.jobs.transfer.settings import load_transfer_config
-from codo.jobs.transfer.weights import fresh_coverage, load_into_detector
 from codo.runs.weights_file import read_metadata, read_weights, save_weights
 from codo.weights import read_pretrained
+from codo.weights.coverage import fresh_coverage, load_pretrained
 
 SIZES = DetectionSection(min_size=(64,), max_size=96)
 IMAGE = torch.rand(3, 50, 77, generator=torch.Generator().manual_seed(0))
@@ -38,7 +38,7 @@ def test_a_run_fills_all_three_groups_and_is_proven(pretrained: Path) -> None:
     fresh = {
         k: v.clone() for k, v in detector.state_dict().items() if k.startswith(("rpn.", "roi_heads.box_predictor"))
     }
-    coverage = load_into_detector(detector, source)
+    coverage = load_pretrained(detector, source)
     assert all(group.complete and not group.unexpected for group in coverage.groups.values())
     assert coverage.ignored == ["projectors.0.layers.0.weight"]
     state = encoder_state()
@@ -58,14 +58,14 @@ def test_a_run_fills_all_three_groups_and_is_proven(pretrained: Path) -> None:
 def test_what_detectron2s_files_do_not_say_is_said(pretrained: Path, kind: str) -> None:
     source = replace(read_pretrained(str(pretrained)), kind=kind)
     detector = build()
-    proof = prove(detector, ARCHITECTURE, source, load_into_detector(detector, source), IMAGE)
+    proof = prove(detector, ARCHITECTURE, source, load_pretrained(detector, source), IMAGE)
     assert proof.difference is not None
     for text in ("BGR", "PIXEL_STD 1", "strides in the 1x1", "does not say", "codo gives RGB"):
         assert text in str(proof)
     bare = build()
     state = {name: value for name, value in source.state.items() if name != "backbone.body.bn1.weight"}
     some = replace(source, state=state)
-    assert "BGR" in str(prove(bare, ARCHITECTURE, some, load_into_detector(bare, some), IMAGE))
+    assert "BGR" in str(prove(bare, ARCHITECTURE, some, load_pretrained(bare, some), IMAGE))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_what_detectron2s_files_do_not_say_is_said(pretrained: Path, kind: str) 
 )
 def test_the_proof_fails_when_a_tensor_is_off(pretrained: Path, name: str) -> None:
     detector, source = build(), read_pretrained(str(pretrained))
-    coverage = load_into_detector(detector, source)
+    coverage = load_pretrained(detector, source)
     detector.state_dict()[name].mul_(1.02)
     with pytest.raises(CodoError, match="does not compute the box head features of pretrained"):
         prove(detector, ARCHITECTURE, source, coverage, IMAGE)
@@ -83,18 +83,18 @@ def test_the_proof_fails_when_a_tensor_is_off(pretrained: Path, name: str) -> No
 def test_the_proof_fails_when_the_normalisation_is_off(tmp_path: Path) -> None:
     source = read_pretrained(write(tmp_path / "run", encoder_state(), mean="[0.5, 0.5, 0.5]"))
     detector = build()
-    coverage = load_into_detector(detector, source)
+    coverage = load_pretrained(detector, source)
     with pytest.raises(CodoError, match="does not compute"):
         prove(detector, ARCHITECTURE, source, coverage, IMAGE)
     right = build_detector(detector_config(ARCHITECTURE, SIZES), 2, *normalisation(source))
-    assert prove(right, ARCHITECTURE, source, load_into_detector(right, source), IMAGE).difference is not None
+    assert prove(right, ARCHITECTURE, source, load_pretrained(right, source), IMAGE).difference is not None
 
 
 def test_other_pooling_in_pretraining_is_told(tmp_path: Path) -> None:
     roi = json.dumps({"sampling_ratio": 0, "aligned": True})
     source = read_pretrained(write(tmp_path / "run", encoder_state(), roi=roi))
     detector = build()
-    proof = prove(detector, ARCHITECTURE, source, load_into_detector(detector, source), IMAGE)
+    proof = prove(detector, ARCHITECTURE, source, load_pretrained(detector, source), IMAGE)
     assert "sampling_ratio 0, aligned True" in str(proof)
 
 
@@ -102,7 +102,7 @@ def test_without_alignment_only_the_backbone_is_there(tmp_path: Path) -> None:
     body = {k: v for k, v in encoder_state().items() if k.startswith("backbone.body.")}
     source = read_pretrained(write(tmp_path / "run", body, alignment="false"))
     detector = build()
-    coverage = load_into_detector(detector, source)
+    coverage = load_pretrained(detector, source)
     assert coverage.groups["backbone"].complete
     for group in ("fpn", "box_head"):
         assert coverage.groups[group] == fresh_coverage(detector).groups[group]
@@ -114,7 +114,7 @@ def test_other_shapes_are_counted_and_left_fresh(pretrained: Path) -> None:
     detector = build(ARCHITECTURE.model_copy(update={"box_head_fc": 64}))
     before = detector.state_dict()["roi_heads.box_head.2.weight"].clone()
     source = read_pretrained(str(pretrained))
-    coverage = load_into_detector(detector, source)
+    coverage = load_pretrained(detector, source)
     assert coverage.groups["box_head"].reshaped == ["box_head.2.weight", "box_head.2.bias"]
     assert coverage.other_widths == {"box_head_fc": 32}
     assert torch.equal(detector.state_dict()["roi_heads.box_head.2.weight"], before)
@@ -125,7 +125,7 @@ def test_another_backbone_is_refused_and_nothing_is_loaded(pretrained: Path) -> 
     detector = build(ARCHITECTURE.model_copy(update={"backbone": "resnet14t"}))
     before = {k: v.clone() for k, v in detector.state_dict().items()}
     with pytest.raises(CodoError, match=r"matches \d+ of the backbone's \d+ tensors"):
-        load_into_detector(detector, read_pretrained(str(pretrained)))
+        load_pretrained(detector, read_pretrained(str(pretrained)))
     assert all(torch.equal(v, before[k]) for k, v in detector.state_dict().items())
 
 
@@ -138,7 +138,7 @@ def test_a_plain_resnet_fills_the_backbone(tmp_path: Path, wrapping: str) -> Non
         state = {f"module.{k}": v for k, v in state.items()}
     torch.save({"model": state, "epoch": 3} if wrapping == "model" else state, tmp_path / "resnet.pth")
     detector, source = build(), read_pretrained(str(tmp_path / "resnet.pth"))
-    coverage = load_into_detector(detector, source)
+    coverage = load_pretrained(detector, source)
     assert coverage.groups["backbone"].complete
     assert not coverage.groups["backbone"].unexpected
     assert not coverage.groups["fpn"].matched
@@ -153,7 +153,7 @@ def test_a_detector_fills_a_detector(tmp_path: Path) -> None:
             parameter.add_(0.01)
     torch.save(first.state_dict(), tmp_path / "detector.pt")
     source = read_pretrained(str(tmp_path / "detector.pt"))
-    coverage = load_into_detector(second, source)
+    coverage = load_pretrained(second, source)
     assert source.kind == "detector"
     assert all(group.complete for group in coverage.groups.values())
     assert any(name.startswith("rpn.") for name in coverage.ignored)
@@ -270,7 +270,7 @@ def test_metadata_of_parts_that_are_broken_are_refused(tmp_path, custom):
 def test_what_is_not_to_be_loaded_stays_fresh_and_is_counted(pretrained: Path, load: tuple[str, ...]) -> None:
     detector, source = build(), read_pretrained(str(pretrained))
     fresh = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
-    coverage = load_into_detector(detector, source, load)
+    coverage = load_pretrained(detector, source, load)
     for group, name in (
         ("backbone", "backbone.body.conv1.0.weight"),
         ("fpn", "backbone.fpn.layer_blocks.2.0.weight"),
@@ -290,8 +290,8 @@ def test_what_is_not_to_be_loaded_stays_fresh_and_is_counted(pretrained: Path, l
 
 def test_a_part_that_the_file_has_not_cannot_be_loaded_alone(tmp_path: Path) -> None:
     body = {k: v for k, v in encoder_state().items() if k.startswith("backbone.body.")}
-    with pytest.raises(CodoError, match="has nothing of fpn, box_head that fits the detector"):
-        load_into_detector(build(), read_pretrained(write(tmp_path / "run", body)), ("fpn", "box_head"))
+    with pytest.raises(CodoError, match="has nothing of fpn, box_head that fits the model"):
+        load_pretrained(build(), read_pretrained(write(tmp_path / "run", body)), ("fpn", "box_head"))
 
 
 def test_which_parts_can_be_asked_for(pretrained: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pretrained weights into a detector: matched by name and shape, counted."""
+"""Pretrained weights into a detector or an encoder: matched by name and shape, counted."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from codo.errors import CodoError
-from codo.weights import GROUPS, Pretrained
-from codo.weights.keys import box_head_convs, group_of
+from codo.weights.keys import GROUPS, box_head_convs, group_of
+from codo.weights.pretrained import Pretrained
 
 MIN_BACKBONE_SHARE = 0.95
 """Share of the backbone's tensors that a file must match."""
@@ -20,12 +20,12 @@ _DETECTOR_BOX_HEAD = "roi_heads.box_head."
 
 @dataclass(frozen=True)
 class GroupCoverage:
-    """How one group of the detector was filled; lists of tensor names.
+    """How one group of the model was filled; lists of tensor names.
 
     Attributes:
         matched: in the file, of the same shape: loaded.
         missing: not in the file: fresh.
-        unexpected: in the file, not in the detector: left out.
+        unexpected: in the file, not in the model: left out.
         reshaped: of another shape in the file: fresh.
         left_out: fresh because the group was not to be loaded, whatever the file holds.
     """
@@ -44,7 +44,7 @@ class GroupCoverage:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How a detector was filled: `backbone`, `fpn`, `box_head`.
+    """How a model was filled: `backbone`, `fpn`, `box_head`.
 
     Counters of batch norms (`num_batches_tracked`) are loaded where they are, and not counted: no result depends on
     them, and many files lack them.
@@ -59,6 +59,14 @@ class Coverage:
     ignored: list[str]
     other_widths: dict[str, int] = field(default_factory=dict)
 
+    def shares(self) -> dict[str, list[int]]:
+        """Count for each group that the model has the tensors that were loaded, and all."""
+        counts = {
+            name: [len(group.matched), len([*group.matched, *group.missing, *group.reshaped, *group.left_out])]
+            for name, group in self.groups.items()
+        }
+        return {name: count for name, count in counts.items() if count[1]}
+
     def as_dict(self) -> dict[str, Any]:
         """Give counts and names, for coverage.json."""
         groups = {
@@ -71,13 +79,13 @@ class Coverage:
         return {"groups": groups, "ignored": self.ignored, "other_widths": self.other_widths}
 
 
-def load_into_detector(detector: nn.Module, pretrained: Pretrained, load: Collection[str] = tuple(GROUPS)) -> Coverage:
-    """Fill a detector's backbone, FPN and box head from `pretrained`, tensor by tensor.
+def load_pretrained(model: nn.Module, pretrained: Pretrained, load: Collection[str] = tuple(GROUPS)) -> Coverage:
+    """Fill the backbone, FPN and box head of a model from `pretrained`, tensor by tensor.
 
-    RPN, predictors and mask head always stay fresh.
+    What is behind them always stays fresh: RPN, predictors and mask head of a detector, projectors of an encoder.
 
     Args:
-        detector: with torchvision's names, as `build_detector` gives it.
+        model: a detector with torchvision's names, as `build_detector` gives it, or an encoder.
         pretrained: from `read_pretrained`.
         load: the groups to fill; the others stay fresh, and are counted as left out.
 
@@ -85,7 +93,7 @@ def load_into_detector(detector: nn.Module, pretrained: Pretrained, load: Collec
         CodoError: under 95% of the backbone's tensors match, or none of what is to be loaded is in the file; nothing
             has been loaded then.
     """
-    own = detector.state_dict()
+    own = model.state_dict()
     names = {_canonical(name): name for name in own}
     loaded: dict[str, Tensor] = {}
     groups: dict[str, GroupCoverage] = {}
@@ -114,9 +122,9 @@ def load_into_detector(detector: nn.Module, pretrained: Pretrained, load: Collec
         )
     if not loaded:
         raise CodoError(
-            f"load: {pretrained.name} ({pretrained.kind}) has nothing of {', '.join(load)} that fits the detector"
+            f"load: {pretrained.name} ({pretrained.kind}) has nothing of {', '.join(load)} that fits the model"
         )
-    detector.load_state_dict(loaded, strict=False)
+    model.load_state_dict(loaded, strict=False)
     detectors = _widths({encoders: own[name] for encoders, name in names.items()}, load)
     files = _widths(pretrained.state, load)
     other = {name: width for name, width in files.items() if detectors.get(name, width) != width}
@@ -124,7 +132,7 @@ def load_into_detector(detector: nn.Module, pretrained: Pretrained, load: Collec
 
 
 def fresh_coverage(detector: nn.Module) -> Coverage:
-    """Say of a detector without pretrained weights what `load_into_detector` says of one with them."""
+    """Say of a detector without pretrained weights what `load_pretrained` says of one with them."""
     names = [_canonical(name) for name in detector.state_dict()]
     missing = {group: _counted(name for name in names if group_of(name) == group) for group in GROUPS}
     return Coverage({group: GroupCoverage([], absent, [], []) for group, absent in missing.items()}, [])
@@ -181,7 +189,7 @@ def _example(
     if backbone.reshaped:
         name = backbone.reshaped[0]
         theirs, ours = (tuple(t.shape) for t in (pretrained.state[name], own[names[name]]))
-        return f"e.g. {name} is {theirs} in the file and {ours} in the detector: is architecture.backbone right?"
+        return f"e.g. {name} is {theirs} in the file and {ours} here: is it the same backbone?"
     have = backbone.unexpected or pretrained.ignored
     there = f"the file has, e.g., {have[0]}" if have else "the file has no such names"
     return f"missing are, e.g., {', '.join(backbone.missing[:2])}; {there}"
