@@ -27,7 +27,7 @@ def pretrain_command(out: Path | None, resume: Path | None, dry_run: bool, **opt
         if out is not None or options["file"] or options["sets"] or options["preset"] or dry_run:
             raise CodoError(
                 "--resume takes its config from the run; --epochs, --device and --precision may go with it, and, where "
-                "the images moved, --foregrounds and --backgrounds"
+                "files moved, --foregrounds, --backgrounds and --init"
             )
         changes = fields_of(options)
         from codo.jobs.pretrain import resume as resume_run

@@ -111,7 +111,7 @@ def dump_yaml(config: BaseModel) -> str:
 
 
 def fingerprint(config: BaseModel, data: str = "") -> str:
-    """Name what a config computes: 16 hex digits over all fields but the `run` section and those that choose the data.
+    """Name what a config computes: 16 hex digits over all fields but the `run` section and those that name files.
 
     Args:
         config: the resolved config.

@@ -59,14 +59,6 @@ class Coverage:
     ignored: list[str]
     other_widths: dict[str, int] = field(default_factory=dict)
 
-    def shares(self) -> dict[str, list[int]]:
-        """Count for each group that the model has the tensors that were loaded, and all."""
-        counts = {
-            name: [len(group.matched), len([*group.matched, *group.missing, *group.reshaped, *group.left_out])]
-            for name, group in self.groups.items()
-        }
-        return {name: count for name, count in counts.items() if count[1]}
-
     def as_dict(self) -> dict[str, Any]:
         """Give counts and names, for coverage.json."""
         groups = {
@@ -189,7 +181,8 @@ def _example(
     if backbone.reshaped:
         name = backbone.reshaped[0]
         theirs, ours = (tuple(t.shape) for t in (pretrained.state[name], own[names[name]]))
-        return f"e.g. {name} is {theirs} in the file and {ours} here: is it the same backbone?"
+        field = "architecture.backbone (of a pretraining model.backbone)"
+        return f"e.g. {name} is {theirs} in the file and {ours} here: is {field} right?"
     have = backbone.unexpected or pretrained.ignored
     there = f"the file has, e.g., {have[0]}" if have else "the file has no such names"
     return f"missing are, e.g., {', '.join(backbone.missing[:2])}; {there}"

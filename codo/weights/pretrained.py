@@ -134,3 +134,14 @@ def check_architecture(asked: ArchitectureSection, weights: str) -> None:
         raise CodoError(
             f"architecture: differs from that of {weights} in {', '.join(differing)}; leave these fields unset"
         )
+
+
+def unknown_pixels(pretrained: Pretrained) -> list[str]:
+    """Say which images and strides the weights may have been learnt with, where the file does not."""
+    if not pretrained.kind.startswith("detectron2"):
+        return []
+    return [
+        "detectron2's zoo models take BGR with PIXEL_STD 1 and have their strides in the 1x1 convolutions; the file "
+        "does not say whether it is one of them, and codo gives RGB with ImageNet's mean and standard deviation and "
+        "has its strides in the 3x3"
+    ]

@@ -54,6 +54,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors = _unwrapped(content)
     if not tensors:
         raise CodoError(f"weights: there are no tensors in {path}; its keys are {', '.join(map(str, content))[:80]}")
+    if odd := [name for name in tensors if not name.isprintable()]:
+        raise CodoError(f"weights: {path} has a tensor whose name is no plain text: {odd[0]!a:.80}")
     broken = [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
     if broken:
         raise CodoError(f"weights: {path} has values that are not finite, e.g. in {broken[0]}")

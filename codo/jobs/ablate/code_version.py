@@ -24,16 +24,20 @@ DECIDES_NONE = ("__init__.py", "_version.py", "config/__init__.py", "config/load
 """Files that jobs import and that decide no numbers: what they compose is the resolved config, which is hashed itself,
 or how a run is recorded and shown."""
 
+OF_FILES = ("weights/", "jobs/pretrain/init.py")
+"""What reads weights: of a pretraining that begins at random it decides nothing."""
+
 OF_RUNS = ("runs/seed.py", "runs/sgd.py", "runs/world.py", "runs/hardware.py")
 """Files of `runs` that do decide some."""
 
 
-def code_files(kind: str, custom: Iterable[str] = ()) -> dict[str, str]:
+def code_files(kind: str, custom: Iterable[str] = (), begun: bool = False) -> dict[str, str]:
     """Hash the source files that decide a kind of job.
 
     Args:
         kind: `pretrain`, `transfer` or `probe`.
         custom: dotted paths of a user's own parts, whose files count too, and what these import of the user's own.
+        begun: of a pretraining, whether it begins with the weights of a file.
 
     Returns:
         Path relative to codo/ (a user's own: as named, and what it imports by its module behind that) -> 8 hex digits.
@@ -42,7 +46,9 @@ def code_files(kind: str, custom: Iterable[str] = ()) -> dict[str, str]:
         >>> "losses/info_nce.py" in code_files("pretrain"), "losses/info_nce.py" in code_files("transfer")
         (True, False)
     """
-    found = {name: source_hash(ROOT / name) for name in imported(ENTRIES[kind]) if _decides(name)}
+    unread = OF_FILES if kind == "pretrain" and not begun else ()
+    names = (name for name in imported(ENTRIES[kind]) if _decides(name) and not name.startswith(unread))
+    found = {name: source_hash(ROOT / name) for name in names}
     for part in custom:
         module = part.rpartition(":")[0]
         file = Path(module) if module.endswith(".py") else _module_file(module)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 
 from codo.config.pretrain import PretrainConfig
@@ -52,7 +52,8 @@ class DataHashes:
 
     def _of_file(self, weights: str) -> str:
         if weights not in self._known:
-            self._known[weights] = sha256(weights_path(weights).read_bytes()).hexdigest()
+            with open(weights_path(weights), "rb") as file:
+                self._known[weights] = file_digest(file, "sha256").hexdigest()
         return self._known[weights]
 
     def of_transfer(self, config: TransferConfig, protocol: str) -> str:

@@ -15,7 +15,7 @@ from codo.jobs.ablate.lines import Keys
 from codo.jobs.ablate.resolve import Grid, ResolvedRow
 from codo.jobs.pretrain.build import build_jitter
 from codo.jobs.pretrain.init import read_init
-from codo.jobs.pretrain.method import Method, custom_losses
+from codo.jobs.pretrain.method import custom_losses, encoder_of
 from codo.jobs.transfer.detectors import kinds_of
 from codo.parts import Parts, make
 
@@ -34,7 +34,7 @@ def check_parts(grid: Grid) -> None:
             try:
                 made()
             except CodoError as error:
-                raise grid.yaml.error(keys, str(error)) from None
+                raise grid.yaml.error(keys, str(error).removeprefix(f"{field}: ")) from None
 
     with torch.random.fork_rng(devices=[]):
         for row in grid.rows:
@@ -42,17 +42,18 @@ def check_parts(grid: Grid) -> None:
                 section, _, name = field.rpartition(".")
                 value = (getattr(row.pretrain, section) if section else row.pretrain).model_dump()[name]
                 attempt(field, value, _keys(grid, row, field), made)
-            if row.changes is not None and (init := row.pretrain.model.init) is not None:
-                network = (init, row.pretrain.alignment, row.pretrain.model.model_dump(mode="json"))
-                attempt("model.init", network, _keys(grid, row, "model.init"), partial(_begin, row.pretrain))
+            if row.changes is not None and row.pretrain.model.init is not None:
+                network = (row.pretrain.alignment, row.pretrain.model.model_dump(mode="json"))
+                attempt("model.init", network, _keys(grid, row, "model.init"), partial(_fill, row.pretrain))
             for protocol, transfer in row.transfers.items():
                 keys = _of_row(row, "transfer.detector") or ("transfer", protocol, "detector")
                 attempt("detector", transfer.detector, keys, partial(kinds_of, transfer.detector))
 
 
-def _begin(config: PretrainConfig) -> object:
-    """Build the encoders, filled with the weights that they begin with."""
-    return Method(config, init=read_init(config))
+def _fill(config: PretrainConfig) -> None:
+    """Fill an encoder with the weights that a pretraining begins with."""
+    if (init := read_init(config)) is not None:
+        init.fill(encoder_of(config, Parts(), set()))
 
 
 def _makers(config: PretrainConfig) -> dict[str, Callable[[], object]]:

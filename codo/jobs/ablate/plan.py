@@ -60,7 +60,8 @@ class Plan:
         jobs: name -> job, each once, what it needs before it.
         cells: in the table's order.
         notices: what the user should know: changed code, changed data.
-        code: kind and own parts -> the sources that its jobs are named by, path -> hash.
+        code: kind, own parts, whether it begins with weights of a file -> the sources that its jobs are named by, path
+            -> hash.
     """
 
     grid: Grid
@@ -68,7 +69,7 @@ class Plan:
     jobs: dict[str, Job] = field(default_factory=dict)
     cells: dict[CellKey, CellPlan] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
-    code: dict[tuple[Kind, tuple[str, ...]], dict[str, str]] = field(default_factory=dict)
+    code: dict[tuple[Kind, tuple[str, ...], bool], dict[str, str]] = field(default_factory=dict)
 
     def failures(self) -> dict[str, str]:
         """Tell what went wrong with jobs in earlier sessions: name -> message."""
@@ -241,9 +242,10 @@ class _Planner:
 
     def _code(self, kind: Kind, config: PretrainConfig | TransferConfig | None) -> dict[str, str]:
         custom = tuple(sorted(custom_paths(config.model_dump() if config is not None else {})))
-        if (kind, custom) not in self.plan.code:
-            self.plan.code[kind, custom] = code_files(kind, custom)
-        return self.plan.code[kind, custom]
+        begun = isinstance(config, PretrainConfig) and config.model.init is not None
+        if (kind, custom, begun) not in self.plan.code:
+            self.plan.code[kind, custom, begun] = code_files(kind, custom, begun)
+        return self.plan.code[kind, custom, begun]
 
     def _add(self, job: Job) -> Job:
         store = self.plan.store
@@ -274,6 +276,7 @@ class _Planner:
             why = f"codo/ changed since ({told_files(changed)})" if changed else "their pretraining is made anew"
             yield f"finished {kind} jobs are run again: {why}; --accept-code-change keeps the old ones"
         for kind, count in self._old_data.items():
-            yield f"{count} {kind} jobs are run again: the images or annotations changed since; the old ones are kept"
+            what = "the images, annotations or weights that they begin with"
+            yield f"{count} {kind} jobs are run again: {what} changed since; the old ones are kept"
         for kind, count in self._accepted.items():
             yield f"{count} {kind} jobs are those of another version of the code, as --accept-code-change asks"

@@ -128,7 +128,7 @@ class Base:
             for name, value in file.data.model_dump().items()
             if value is not None
         ]
-        self.changes = [*data, *map(self._absolute, changes)]
+        self.changes = [*data, *changes]
         self.pretrain = self._pretrain([], ("base",))
         self.protocols = {name: self._protocol(name, dict(tree)) for name, tree in file.transfer.items()}
 
@@ -151,10 +151,9 @@ class Base:
         return ResolvedRow(plan, changes, config, self._transfers(plan, list(plan.changes), config))
 
     def _absolute(self, change: Change) -> Change:
-        if change.field not in ("data.foregrounds", "data.backgrounds", "model.init") or change.value is None:
+        if change.field not in ("data.foregrounds", "data.backgrounds") or change.value is None:
             return change
-        path = _path(change.value, change.keys, self.yaml)
-        return replace(change, value=str(path.absolute()) if change.field == "model.init" else _place(str(path)))
+        return replace(change, value=_place(str(_path(change.value, change.keys, self.yaml))))
 
     def _pretrain(self, changes: list[Change], keys: tuple[str | int, ...]) -> PretrainConfig:
         merged = {c.field: c for c in [*self.changes, *changes]}
@@ -166,7 +165,10 @@ class Base:
             if self.config is not None and str(self.config) in str(error).partition(" (in ")[0]:
                 raise self.yaml.error(("base", "config"), str(error)) from None
             raise check_error(error, [*self.changes, *changes], keys, self.yaml) from None
-        return config.model_copy(update={"run": fixed_threads(config.run)})
+        model = config.model
+        if model.init is not None:
+            model = model.model_copy(update={"init": str(Path(model.init).absolute())})
+        return config.model_copy(update={"run": fixed_threads(config.run), "model": model})
 
     def _protocol(self, name: str, tree: dict[str, Any]) -> tuple[str | None, list[Change]]:
         """Read a protocol: its preset, and its fields."""

@@ -131,6 +131,8 @@ def _check_field(grid: Grid) -> None:
     refuse_reserved(Change(tune.field, None, keys), yaml, ("seed", "run", "data"))
     if tune.field in [f"model.{name}" for name in ArchitectureSection.model_fields]:
         raise yaml.error(keys, f"{tune.field} is the detector's too, of which all rows should have one")
+    if tune.field == "model.init":
+        raise yaml.error(keys, f"{tune.field} is not tuned: give each file a row")
 
 
 def _trials(grid: Grid, row: ResolvedRow, base: Base) -> list[_Trial]:

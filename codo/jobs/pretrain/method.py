@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.optim import Lars
@@ -12,7 +13,6 @@ from codo.backbones import LEVELS, Backbone
 from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
 from codo.heads import MLPProjector, RoIPool, box_head
-from codo.jobs.pretrain.init import fill
 from codo.jobs.pretrain.own_parts import called, checked_box_head, checked_projector
 from codo.losses import (
     EMBEDS,
@@ -33,7 +33,9 @@ from codo.parts import Parts, make
 from codo.runs.seed import integer_seed, torch_generator
 from codo.runs.sgd import FusedSGD
 from codo.runs.world import World
-from codo.weights import Pretrained
+
+if TYPE_CHECKING:  # jobs of random weights do not depend on how files are read
+    from codo.jobs.pretrain.init import Init
 
 INFO_NCE: dict[str, type[InfoNCELoss]] = {
     "image": ImageLoss,
@@ -54,7 +56,7 @@ class Method(nn.Module):
         init: what the encoders begin as; None is random weights.
 
     Attributes:
-        coverage: how `init` filled the encoders; None without.
+        begun_as: how `init` filled the encoders, for records; None without.
         query_encoder: takes the gradient, and is what transfers.
         key_encoder: its moving average.
         losses: name -> loss, with its queues.
@@ -70,7 +72,7 @@ class Method(nn.Module):
         parts: Parts | None = None,
         world: World | None = None,
         device: torch.device | None = None,
-        init: Pretrained | None = None,
+        init: Init | None = None,
     ) -> None:
         super().__init__()
         parts, world, device = parts or Parts(), world or World(), device or torch.device("cpu")
@@ -89,7 +91,7 @@ class Method(nn.Module):
             torch.manual_seed(integer_seed("weights", config.seed))
             encoder = encoder_of(config, parts, embeds)
             losses: dict[str, Loss] = dict(_losses(config))
-        self.coverage = fill(encoder, config, init) if init is not None else None
+        self.begun_as: dict[str, Any] | None = init.fill(encoder) if init is not None else None
         if config.model.bn_groups == 1 and world.size > 1:
             synchronise_bn(encoder, device)
         self.query_encoder: AlignedEncoder | StageEncoder = encoder

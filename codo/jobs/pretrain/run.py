@@ -17,7 +17,7 @@ from codo.config.load import MOVABLE, check_resumed, differences, load_run_confi
 from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
 from codo.jobs.pretrain.build import Sources, build_dataset, find_sources
-from codo.jobs.pretrain.init import read_init, told
+from codo.jobs.pretrain.init import Init, doubts, read_init, told
 from codo.jobs.pretrain.method import custom_losses, groups_of_process
 from codo.jobs.pretrain.probing import check_probes
 from codo.jobs.pretrain.samples import SampleDataset
@@ -32,7 +32,6 @@ from codo.runs.hardware import Hardware
 from codo.runs.lock import held
 from codo.runs.record import RunFolder
 from codo.runs.world import World
-from codo.weights import Pretrained
 
 
 @dataclass(frozen=True)
@@ -101,6 +100,7 @@ def pretrain(
     with world.joined(hardware.device):
         sources, dataset = _open(config, parts, world)
         run = _begin(config, dataset, parts, world, init)
+        del init  # its tensors are the encoders' now
         folder = RunFolder.create(out, "pretrain") if world.first else None
         with folder.begun() if folder else nullcontext():
             folder = RunFolder(world.collect(folder.path if folder else Path())[0])
@@ -154,15 +154,17 @@ def _resume(folder: RunFolder, changes: dict[str, Any] | None, parts: Parts, wor
     path = folder.path
     before, config = (load_run_config(PretrainConfig, path, fields) for fields in (None, changes))
     longer = before.optim.epochs < config.optim.epochs
-    # Paths may change where the images are the same ones, which is checked below.
-    check_resumed(path, differences(before, config), (*MOVABLE, *(["optim.epochs"] if longer else [])))
+    checkpoint = path / "checkpoint.pt"
+    anew = not checkpoint.exists() and not folder.complete
+    # Paths may change where the images, and the weights that it begins with again, are the same ones, which is checked.
+    moved = ["model.init"] if anew and before.model.init and config.model.init else []
+    check_resumed(path, differences(before, config), (*MOVABLE, *moved, *(["optim.epochs"] if longer else [])))
     if folder.complete and not longer:
         raise CodoError(f"--resume {path}: the run is complete; ask for more epochs to continue it")
-    then = folder.environment("data.fingerprint", "parts", "processes", "extended")
-    begun_as, checkpoint = then.get("init"), path / "checkpoint.pt"
-    anew = not checkpoint.exists() and not folder.complete
-    init = read_init(config) if anew else None
-    if init is not None and begun_as is not None and init.sha256 != begun_as["sha256"]:
+    init_keys = ("init.sha256", "init.tensors", "init.other_widths") if before.model.init else ()
+    then = folder.environment("data.fingerprint", "parts", "processes", "extended", *init_keys)
+    begun_as, init = then.get("init"), read_init(config) if anew else None
+    if init is not None and begun_as is not None and init.weights.sha256 != begun_as["sha256"]:
         raise CodoError(f"--resume {path}: {config.model.init} is not the file that the run began with")
     if then["parts"] != parts.names():
         raise CodoError(
@@ -175,6 +177,7 @@ def _resume(folder: RunFolder, changes: dict[str, Any] | None, parts: Parts, wor
         if sources.fingerprint != then["data"]["fingerprint"]:
             raise CodoError(f"--resume {path}: the images are not those that the run began with")
         run = _begin(config, dataset, parts, world, init)
+        del init
         run.begun_as = begun_as
         if not anew:
             run.load(load_checkpoint(checkpoint, STATE))
@@ -206,17 +209,19 @@ def _resume(folder: RunFolder, changes: dict[str, Any] | None, parts: Parts, wor
         return PretrainResult(folder.path, run.execute(folder))
 
 
-def _begin(config: PretrainConfig, dataset: SampleDataset, parts: Parts, world: World, init: Pretrained | None) -> Run:
+def _begin(config: PretrainConfig, dataset: SampleDataset, parts: Parts, world: World, init: Init | None) -> Run:
     """Build a run, and say what of it begins as `init`.
 
     Raises:
         CodoError: these weights are of another backbone, or not the same in all processes.
     """
     if init is not None:
-        world.check_same({"sha256": init.sha256}, "model.init: the weights")
+        world.check_same({"sha256": init.weights.sha256}, "model.init: the weights")
     run = Run(config, dataset, parts, world, init)
-    if run.begun_as is not None and world.first:
+    if init is not None and run.begun_as is not None and world.first:
         say(told(run.begun_as))
+        for doubt in doubts(init):
+            warn(f"model.init: {doubt}")
     return run
 
 

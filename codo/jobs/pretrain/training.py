@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -22,7 +22,6 @@ from codo.config.pretrain import PretrainConfig
 from codo.config.sections import ArchitectureSection
 from codo.errors import CodoError, Interrupted
 from codo.jobs.pretrain.build import Sources, check_enough
-from codo.jobs.pretrain.init import filled
 from codo.jobs.pretrain.loop import NotFiniteError, StepResult, Trainer
 from codo.jobs.pretrain.method import Method
 from codo.jobs.pretrain.probing import EpochProbe
@@ -42,7 +41,9 @@ from codo.runs.loading import loading
 from codo.runs.record import RunFolder
 from codo.runs.weights_file import save_weights
 from codo.runs.world import World
-from codo.weights import Pretrained
+
+if TYPE_CHECKING:
+    from codo.jobs.pretrain.init import Init
 
 STATE = ("step", "seconds", "usable", "unreadable", "warnings", "watches", "method", "optimizer", "scaler")
 """What every checkpoint has."""
@@ -66,8 +67,7 @@ class Run:
         unreadable: names of broken images that were left out or passed over.
         warnings: name -> warning, of what was noticed: `shortcut`, `collapse`, `untrained`, `gradient`.
         extended: the steps after which the run was made longer, each with the epochs that it had before.
-        begun_as: of the weights that the encoders began as: source, kind, sha256, and of each group how many tensors
-            they filled; None if all began at random.
+        begun_as: how the encoders were filled at the run's beginning, for records; None if all began at random.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Run:
         dataset: SampleDataset,
         parts: Parts | None = None,
         world: World | None = None,
-        init: Pretrained | None = None,
+        init: Init | None = None,
     ) -> None:
         check_enough(len(dataset), config)
         self.config, self.dataset, self.world = config, dataset, world or World()
@@ -96,9 +96,7 @@ class Run:
         self.warnings: dict[str, str] = {}
         self.shortcut, self.collapse = Shortcut(), Collapse()
         self.extended: list[list[int]] = []
-        self.begun_as: dict[str, Any] | None = None
-        if init is not None and self.method.coverage is not None:
-            self.begun_as = filled(init, self.method.coverage)
+        self.begun_as = self.method.begun_as
 
     def loader(self, steps: int) -> DataLoader[Sample]:
         """Make the loader of this process's batches from the current step up to step `steps`."""
@@ -186,7 +184,8 @@ class Run:
             loading(self.loader(self.steps)) as batches,
         ):
             if idle := self.method.untrained:
-                text = f"warning: no loss trains {', '.join(idle)}: saved as it begins, at random"
+                how = ", at random" if self.begun_as is None else ""
+                text = f"warning: no loss trains {', '.join(idle)}: saved as it begins{how}"
                 self.note("untrained", text, progress)
             while self.step < self.steps:
                 waiting = time.perf_counter()

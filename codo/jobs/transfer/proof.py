@@ -19,6 +19,7 @@ from codo.jobs.transfer.detectors import CANONICAL_SIZE, SAMPLING_RATIO, BoxFeat
 from codo.jobs.transfer.norms import put_group_norms
 from codo.weights import GROUPS, Pretrained
 from codo.weights.coverage import Coverage
+from codo.weights.pretrained import unknown_pixels
 
 P2 = ("fpn.inner_blocks.0.", "fpn.layer_blocks.0.")
 """Of an FPN, what a one-stage detector's file lacks; no other level is computed from it."""
@@ -83,7 +84,7 @@ def prove(
             "nothing",
             0,
             None,
-            [f"{len(missing)} tensors of the backbone are fresh, e.g. {missing[0]}", *_pixels(pretrained)],
+            [f"{len(missing)} tensors of the backbone are fresh, e.g. {missing[0]}", *unknown_pixels(pretrained)],
         )
     with_fpn = complete["fpn"]
     was_training = detector.training
@@ -116,7 +117,9 @@ def prove(
             f"weights: the detector does not compute the {compared} of {pretrained.name}: the largest relative "
             f"difference is {difference:.1e}, {TOLERANCE:.0e} is allowed"
         )
-    return Proof(compared, sum(a.numel() for a, _ in pairs), difference, [*_pixels(pretrained), *_notes(pretrained)])
+    return Proof(
+        compared, sum(a.numel() for a, _ in pairs), difference, [*unknown_pixels(pretrained), *_notes(pretrained)]
+    )
 
 
 def normalisation(pretrained: Pretrained | None) -> tuple[list[float], list[float]]:
@@ -185,17 +188,6 @@ def _fill(module: nn.Module, state: dict[str, Tensor], prefix: str, may_lack: tu
     fresh = module.state_dict()
     lacking = {n: t for n, t in fresh.items() if n.endswith("num_batches_tracked") or n.startswith(may_lack)}
     module.load_state_dict({**lacking, **{name: tensor for name, tensor in own.items() if name in fresh}})
-
-
-def _pixels(pretrained: Pretrained) -> list[str]:
-    """Say which images and strides the weights may have been learnt with, where the file does not."""
-    if not pretrained.kind.startswith("detectron2"):
-        return []
-    return [
-        "detectron2's zoo models take BGR with PIXEL_STD 1 and have their strides in the 1x1 convolutions; the file "
-        "does not say whether it is one of them, and codo gives RGB with ImageNet's mean and standard deviation and "
-        "has its strides in the 3x3"
-    ]
 
 
 def _notes(pretrained: Pretrained) -> list[str]:

@@ -67,7 +67,10 @@ def test_weights_that_a_row_begins_with_belong_to_its_jobs_by_what_they_are(plan
         torch.manual_seed(seed)
         torch.save(timm.create_model("resnet10t").state_dict(), file)
 
-    with pytest.raises(CodoError, match=r"grid.yaml:\d+: .*model.init: there is nothing at .*start.pth"):
+    with pytest.raises(
+        CodoError,
+        match=r"grid.yaml:\d+: .*model.init: there is nothing at .*start.pth; name a run folder, a weights file$",
+    ):
         jobs(file)
     with torch.random.fork_rng():
         write(0)
@@ -79,9 +82,29 @@ def test_weights_that_a_row_begins_with_belong_to_its_jobs_by_what_they_are(plan
         write(1)
     changed = jobs(file)
     assert len(set(changed.jobs) - set(first.jobs)) == len(first.jobs) // 2  # pretraining and transfer of `begun`
-    assert any("other" in notice or "changed" in notice for notice in changed.notices), changed.notices
-    with pytest.raises(CodoError, match=r"grid.yaml:\d+: .*model.init: start.pth .* is it the same backbone"):
+    assert len(changed.notices) == 2
+    assert all("weights that they begin with changed since" in notice for notice in changed.notices)
+    with pytest.raises(CodoError, match=r"grid.yaml:\d+: axes.begun.model.init: start.pth .* is architecture.backbone"):
         jobs(file, "resnet18")
+
+
+def test_how_files_are_read_decides_only_what_begins_with_one():
+    assert "weights/layouts.py" not in {*code_files("pretrain"), *code_files("probe")}
+    assert "weights/layouts.py" in code_files("pretrain", begun=True)
+    assert "weights/layouts.py" in code_files("transfer")
+
+
+def test_a_relative_path_of_weights_is_made_absolute_and_random_rows_stay_random(planned, tmp_path, monkeypatch):
+    torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "start.pth")
+    monkeypatch.chdir(tmp_path)
+    model = BASE["model"] | {"init": "start.pth"}
+    plan = planned(base=BASE | {"model": model}, include_none=True)
+    pretrainings = [job for job in plan.jobs.values() if job.kind == "pretrain"]
+    assert len(pretrainings) == 4
+    assert {job.settings.model.init for job in pretrainings} == {str(tmp_path / "start.pth")}
+    random = plan.cells[CellKey("random", "tuned", 0)]
+    assert random.pretrain is None
+    assert plan.jobs[random.transfers[0]].settings.weights == "none"
 
 
 def test_a_budget_that_whole_epochs_miss_is_told(planned):
