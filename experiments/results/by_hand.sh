@@ -134,6 +134,10 @@ section "A longer fine-tuning: CoDo less random"
 say "AP after the short one, the same seeds" longer/36_epochs.csv --of "CoDo, 12 epochs @ $tuned" --less "random @ $tuned" --metric AP
 say "AP" methods/long_fine_tuning.csv --of CoDo --less random --metric AP
 
+section "96 epochs: CoDo less random"
+say "AP at the end" methods/equal_time.csv --of CoDo --less random --metric AP
+say "AP75 at the end" methods/equal_time.csv --of CoDo --less random --metric AP75
+
 
 page background_source.md
 
@@ -280,8 +284,18 @@ done
 
 page blood.md
 
-section "The backbone frozen: CoDo, backbone alone, less random"
-say "AP at the end" blood_frozen/results.csv --of "CoDo, backbone alone" --less random --metric AP
+section "Fine-tuned: less random weights, AP at the end"
+for row in "MoCo v2" InsLoc CoDo; do
+  say "$row" blood/results.csv --of "$row" --less random --metric AP
+done
+
+section "Fine-tuned: MoCo v2"
+say "less CoDo" blood/results.csv --of "MoCo v2" --less CoDo
+say "less CoDo, before" blood/before.csv --of "MoCo v2" --less CoDo
+say "less random, the mean of both for each seed" blood/results.csv blood/before.csv --of "MoCo v2" --less random
+
+section "Asked before: frozen, CoDo, backbone alone, less random"
+say "AP at the end" blood_frozen/before.csv --of "CoDo, backbone alone" --less random --metric AP
 
 section "The components: backgrounds"
 cells=blood_frozen/components.csv
