@@ -86,9 +86,11 @@ def told(begun_as: dict[str, Any]) -> str:
         text += "; the others begin at random"
     if spare := {name: count for name, (*_, count) in begun_as["tensors"].items() if count}:
         names = ", ".join(f"{count} of the {name}" for name, count in spare.items())
-        text += f"; the file has {names} that have no place here: is it the same network?"
+        text += f"; the file has {names} that have no place here"
     if widths := begun_as["other_widths"]:
         text += f"; more would fit with {' '.join(f'--set model.{name}={width}' for name, width in widths.items())}"
+    elif spare:
+        text += ": is it the same network?"
     return f"model.init: {begun_as['source']} ({begun_as['kind']}): {text}"
 
 
