@@ -208,8 +208,8 @@ def test_changed_code_is_noticed_and_said(planned, monkeypatch):
     finish(before)
     real = code_files
 
-    def changed(kind, custom=()):
-        return real(kind, custom) | ({"losses/info_nce.py": "0"} if kind == "pretrain" else {})
+    def changed(kind, custom=(), begun=False):
+        return real(kind, custom, begun) | ({"losses/info_nce.py": "0"} if kind == "pretrain" else {})
 
     monkeypatch.setattr(planning, "code_files", changed)
     after = planned()
@@ -274,7 +274,10 @@ def test_a_changed_data_set_is_noticed_and_said(planned, squares, images, tmp_pa
     shutil.copy(copy / "images" / "train_0.png", copy / "images" / "train_1.png")
     after = planned(**keys)
     assert not set(after.jobs) & set(before.jobs)
-    assert "4 pretrain jobs are run again: the images or annotations changed since" in after.notices[0]
+    assert (
+        "4 pretrain jobs are run again: the images, annotations or weights that they begin with changed since"
+        in after.notices[0]
+    )
 
 
 def test_probes_are_named_by_the_images_and_labels_that_they_look_at(planned, squares, images, tmp_path):
