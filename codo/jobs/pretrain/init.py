@@ -12,7 +12,6 @@ from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
 from codo.weights import GROUPS, Pretrained, read_pretrained
 from codo.weights.coverage import load_pretrained
-from codo.weights.pretrained import unknown_pixels
 
 
 @dataclass(frozen=True)
@@ -92,11 +91,6 @@ def told(begun_as: dict[str, Any]) -> str:
     elif spare:
         text += ": is it the same network?"
     return f"model.init: {begun_as['source']} ({begun_as['kind']}): {text}"
-
-
-def doubts(init: Init) -> list[str]:
-    """Say what the file does not tell of itself and codo has to take on trust."""
-    return unknown_pixels(init.weights)
 
 
 def _backbone(weights: Pretrained) -> str | None:

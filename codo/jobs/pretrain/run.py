@@ -17,7 +17,7 @@ from codo.config.load import MOVABLE, check_resumed, differences, load_run_confi
 from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
 from codo.jobs.pretrain.build import Sources, build_dataset, find_sources
-from codo.jobs.pretrain.init import Init, doubts, read_init, told
+from codo.jobs.pretrain.init import Init, read_init, told
 from codo.jobs.pretrain.method import custom_losses, groups_of_process
 from codo.jobs.pretrain.probing import check_probes
 from codo.jobs.pretrain.samples import SampleDataset
@@ -32,6 +32,7 @@ from codo.runs.hardware import Hardware
 from codo.runs.lock import held
 from codo.runs.record import RunFolder
 from codo.runs.world import World
+from codo.weights.pretrained import unknown_pixels
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ def _begin(config: PretrainConfig, dataset: SampleDataset, parts: Parts, world: 
     run = Run(config, dataset, parts, world, init)
     if init is not None and run.begun_as is not None and world.first:
         say(told(run.begun_as))
-        for doubt in doubts(init):
+        for doubt in unknown_pixels(init.weights):
             warn(f"model.init: {doubt}")
     return run
 
