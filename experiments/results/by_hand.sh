@@ -106,6 +106,15 @@ say "frozen" methods/learning_rate.csv --of "CoDo, lr .06 @ $frozen" --less "CoD
 say "fine-tuned, the first time" methods/learning_rate_before.csv --of "CoDo, lr .06 @ $tuned" --less "CoDo @ $tuned"
 say "fine-tuned, the mean of both for each seed" methods/learning_rate.csv methods/learning_rate_before.csv --of "CoDo, lr .06 @ $tuned" --less "CoDo @ $tuned"
 
+section "From CoDo to InsLoc: at InsLoc's learning rate, three other seeds, and all eight"
+for metric in curve_area AP; do
+  for pair in "CoDo, lr .06 less CoDo" "InsLoc less CoDo, lr .06" "InsLoc less CoDo"; do
+    of="${pair% less *} @ $tuned" less="${pair#* less } @ $tuned"
+    say "$pair, $metric, three" methods/learning_rate_repeated.csv --of "$of" --less "$less" --metric "$metric"
+    say "$pair, $metric, eight" methods/learning_rate_repeated.csv methods/learning_rate.csv --of "$of" --less "$less" --metric "$metric"
+  done
+done
+
 
 page fine_tuning.md
 
