@@ -18,8 +18,8 @@ from codo.augment.paste import paste, patch_size
 from codo.data.images import resize
 from codo.errors import CodoError
 
-DrawBackground = Callable[[np.random.Generator], np.ndarray]
-"""Draws one background `(S, S, 3)` uint8."""
+DrawBackground = Callable[[np.random.Generator, int], np.ndarray]
+"""`(rng, epoch) -> background`: draws one `(S, S, 3)` uint8 for a view of that epoch."""
 
 
 class Images(Protocol):
@@ -74,7 +74,7 @@ class PasteView:
         InsLoc; the downstream data set as source of backgrounds is CoDo's.
 
     Example:
-        >>> view = PasteView(96, lambda rng: np.zeros((96, 96, 3), np.uint8))
+        >>> view = PasteView(96, lambda rng, epoch: np.zeros((96, 96, 3), np.uint8))
         >>> image, box, source = view(np.random.default_rng(0), np.full((120, 80, 3), 255, np.uint8))
         >>> image.shape, box.shape, source.shape
         ((96, 96, 3), (4,), (4,))
@@ -88,9 +88,9 @@ class PasteView:
     soft_edge: float = 0.0
 
     def __call__(
-        self, rng: np.random.Generator, foreground: np.ndarray, out: np.ndarray | None = None
+        self, rng: np.random.Generator, foreground: np.ndarray, out: np.ndarray | None = None, epoch: int = 0
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Make the view of `foreground` `(H, W, 3)` uint8, in `out` if given.
+        """Make the view of `foreground` `(H, W, 3)` uint8, in `out` if given, with a background of `epoch`.
 
         Returns:
             The view `(S, S, 3)` uint8, the box of the patch `(4,)`, and what of the foreground it shows `(4,)`.
@@ -99,7 +99,7 @@ class PasteView:
         crop = x0, y0, x1, y1 = random_crop(rng, width, height, self.crop_area, self.crop_aspect)
         patch_width, patch_height = patch_size(rng, x1 - x0, y1 - y0, self.canvas, self.patch_side)
         patch = resize(foreground, patch_width, patch_height, box=crop)
-        return *paste(rng, self.background(rng), patch, out, self.soft_edge), np.array(crop, np.float32)
+        return *paste(rng, self.background(rng, epoch), patch, out, self.soft_edge), np.array(crop, np.float32)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class MixedView:
         ours.
 
     Example:
-        >>> view = MixedView(PasteView(96, lambda rng: np.zeros((96, 96, 3), np.uint8)), CropView(96), 0.8, 4)
+        >>> view = MixedView(PasteView(96, lambda rng, epoch: np.zeros((96, 96, 3), np.uint8)), CropView(96), 0.8, 4)
         >>> [view.share(epoch) for epoch in (0, 2, 4, 9)]
         [0.0, 0.4, 0.8, 0.8]
     """
@@ -219,7 +219,7 @@ class ViewSampler:
             rng: view number -> two generators, of its geometry and of its colour, so that a switch in one leaves the
                 other as it was. The key is number 0 and the queries 1..V, so that another V leaves the views that both
                 have as they are.
-            epoch: of pretraining; what a MixedView's warm-up goes by.
+            epoch: of pretraining; what a MixedView's warm-up goes by, and what backgrounds may.
         """
         count, side = self.queries + 1, self.view.canvas
         streams = [rng(number) for number in (*range(1, count), 0)]
@@ -228,7 +228,10 @@ class ViewSampler:
         exact, jittered, sources = np.empty((3, count, 4), np.float32)
         for i, ((geometry, _), flip) in enumerate(zip(streams, colour.flip.tolist(), strict=True)):
             view = self.view.choose(geometry, epoch) if isinstance(self.view, MixedView) else self.view
-            image, box, source = view(geometry, foreground, images[i])
+            if isinstance(view, PasteView):
+                image, box, source = view(geometry, foreground, images[i], epoch)
+            else:
+                image, box, source = view(geometry, foreground, images[i])
             for augment in self.augmenters:
                 before = box.copy()
                 image, box = self._check_view(augment, augment(geometry, image, box, self.foregrounds))

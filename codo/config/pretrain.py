@@ -52,6 +52,9 @@ class PasteSection(Section):
     background_crop: Annotated[float, Field(gt=0, le=1)] | None = sourced(None, "ours")
     """The background is a crop of its image, of at least this share of the area and aspect 3/4 to 4/3; unset: the
     whole image, squeezed to a square. Backgrounds then take more room in the cache: 1 / this times, or more."""
+    backgrounds_per_epoch: Annotated[int, Field(ge=1)] | None = sourced(None, "ours")
+    """N: all composites of an epoch have one of N backgrounds, drawn anew for each epoch, so that of B keys of a batch
+    about B / N have the query's own background; unset: any of all."""
 
 
 class CropSection(Section):

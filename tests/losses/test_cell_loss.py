@@ -69,7 +69,11 @@ def test_sources_say_where_in_the_foreground_each_pixel_of_a_patch_is_from(kind)
     """Red rises from left to right and green from top to bottom: a patch's colours are its place in the foreground."""
     x, y = np.meshgrid(np.arange(240), np.arange(200))
     foreground = np.stack([x, y, np.zeros_like(x)], 2).astype(np.uint8)
-    view = PasteView(SIDE, lambda rng: np.full((SIDE, SIDE, 3), 255, np.uint8)) if kind == "paste" else CropView(SIDE)
+    view = (
+        PasteView(SIDE, lambda rng, epoch: np.full((SIDE, SIDE, 3), 255, np.uint8))
+        if kind == "paste"
+        else CropView(SIDE)
+    )
     flipped = set()
     for seed in range(8):
         views = ViewSampler(view, queries=1)(foreground, lambda n, s=seed: np.random.default_rng([s, n]).spawn(2))

@@ -216,6 +216,8 @@ def build_dataset(config: PretrainConfig, sources: Sources, parts: Parts | None 
             Readable(own, "foregrounds", skipped) if own is not None else None,
             paste.mix_probability,
             crop,
+            paste.backgrounds_per_epoch,
+            config.seed,
         )
         view = PasteView(
             config.canvas, background, paste.crop_area, paste.crop_aspect, paste.patch_side, paste.soft_edge

@@ -38,9 +38,9 @@ class RecordingBackground:
     def __init__(self, draw: DrawBackground, drawn: list[np.ndarray | None]) -> None:
         self.draw, self.drawn = draw, drawn
 
-    def __call__(self, rng: np.random.Generator) -> np.ndarray:
+    def __call__(self, rng: np.random.Generator, epoch: int) -> np.ndarray:
         """Draw one, and keep it."""
-        background = self.draw(rng)
+        background = self.draw(rng, epoch)
         self.drawn.append(background)
         return background
 

@@ -107,6 +107,8 @@ class Background:
         own: squares of the foregrounds; None where they are not used.
         probability: of the downstream pool, where both are given.
         crop: makes the background of an image; with it the pools hold images of any size. None: the square itself.
+        per_epoch: images of a pool that an epoch draws from; None: all.
+        seed: draws which.
     """
 
     def __init__(
@@ -115,20 +117,26 @@ class Background:
         own: Readable | None,
         probability: float = 1.0,
         crop: CropView | None = None,
+        per_epoch: int | None = None,
+        seed: int = 0,
     ) -> None:
         self.downstream, self.own, self.probability, self.crop = downstream, own, probability, crop
+        self.per_epoch, self.seed = per_epoch, seed
 
-    def __call__(self, rng: np.random.Generator) -> np.ndarray:
+    def __call__(self, rng: np.random.Generator, epoch: int) -> np.ndarray:
         """Draw one `(S, S, 3)` uint8."""
-        image = self.draw(rng)
+        image = self.draw(rng, epoch)
         return image if self.crop is None else self.crop(rng, image)[0]
 
-    def draw(self, rng: np.random.Generator) -> np.ndarray:
+    def draw(self, rng: np.random.Generator, epoch: int) -> np.ndarray:
         """Draw an image of the pools."""
         chance = rng.random()
         pool = self.own if self.downstream is None or (self.own and chance >= self.probability) else self.downstream
         assert pool is not None, "one of the two pools is needed"
-        return pool[int(rng.integers(len(pool)))]
+        if self.per_epoch is None or self.per_epoch >= len(pool):
+            return pool[int(rng.integers(len(pool)))]
+        chosen = generator("backgrounds", self.seed, epoch).choice(len(pool), self.per_epoch, replace=False)
+        return pool[int(chosen[rng.integers(self.per_epoch)])]
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):

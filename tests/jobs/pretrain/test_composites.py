@@ -151,7 +151,7 @@ def test_a_background_is_a_crop_of_its_image(large):
     dataset = dataset_of(large(**{"paste.background_crop": 0.25}))
     background = dataset.sampler.view.background
     assert background.downstream[0].shape == (128, 192, 3)  # the short side is 64 / sqrt(.25), the aspect the image's
-    drawn = [background(np.random.default_rng(i)) for i in range(300)]
+    drawn = [background(np.random.default_rng(i), 0) for i in range(300)]
     assert {d.shape for d in drawn} == {(SIDE, SIDE, 3)}
     assert all((d[..., 2] == 0).all() for d in drawn)
     width, height = np.array([spans(d) for d in drawn]).T
@@ -161,7 +161,7 @@ def test_a_background_is_a_crop_of_its_image(large):
     assert area.std() > 0.1
     assert aspect.min() == pytest.approx(0.75, abs=0.05)
     assert aspect.max() == pytest.approx(1.33, abs=0.05)
-    whole = spans(dataset_of(large()).sampler.view.background(np.random.default_rng(0)))
+    whole = spans(dataset_of(large()).sampler.view.background(np.random.default_rng(0), 0))
     assert whole == pytest.approx((1, 1), abs=0.02)
 
 
@@ -169,14 +169,46 @@ def test_a_background_is_a_crop_of_its_image(large):
 def test_foregrounds_as_backgrounds_are_kept_once_where_they_have_the_detail(large, least, pools):
     dataset = dataset_of(large(**{"paste.background_crop": least, "paste.source": "self"}))
     background = dataset.sampler.view.background
-    drawn = [background(np.random.default_rng(i)) for i in range(40)]
+    drawn = [background(np.random.default_rng(i), 0) for i in range(40)]
     assert all(d.shape == (SIDE, SIDE, 3) and (d[..., 2] == 200).all() for d in drawn)
     assert min(width * height for width, height in map(spans, drawn)) < least + 0.2
     assert background.downstream is None
     assert background.own[0].shape[0] == (144 if pools == 1 else 200)  # 2.25 canvases; all that there is of 203
     assert len(list(cache_root().glob("images/*.pool"))) == pools
     mixed = dataset_of(large(**{"paste.background_crop": least, "paste.source": "mix"})).sampler.view.background
-    assert {int(mixed(np.random.default_rng(i))[0, 0, 2]) for i in range(20)} == {0, 200}
+    assert {int(mixed(np.random.default_rng(i), 0)[0, 0, 2]) for i in range(20)} == {0, 200}
+
+
+def test_an_epoch_has_so_many_backgrounds_and_the_next_one_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("CODO_CACHE", str(tmp_path / "cache"))
+    for name in ("foregrounds", "backgrounds"):
+        (tmp_path / name).mkdir()
+        for i in range(40):
+            Image.new("RGB", (SIDE, SIDE), (5 * i, 0, 0)).save(tmp_path / name / f"{i:02}.png")
+
+    def drawn(epoch, **fields):
+        background = dataset_of(tiny_config(tmp_path, **fields)).sampler.view.background
+        return [int(background(np.random.default_rng(i), epoch)[0, 0, 0]) // 5 for i in range(400)]
+
+    few = {"paste.backgrounds_per_epoch": 3}
+    epochs = [set(drawn(epoch, **few)) for epoch in range(20)]
+    assert {len(epoch) for epoch in epochs} == {3}
+    assert len(set().union(*epochs)) > 25  # of 40; chance would have 31
+    assert min(np.bincount(drawn(0, **few))[sorted(epochs[0])]) > 90  # of 400, evenly
+    assert set(drawn(0, **few, seed=1)) != epochs[0]
+    assert drawn(0) == drawn(1) == drawn(0, **{"paste.backgrounds_per_epoch": 40})
+    assert len(set(drawn(0))) == 40
+
+
+def test_all_views_of_an_epoch_have_its_backgrounds(tiny):
+    views = {
+        number: [views_of(tiny(**{"paste.backgrounds_per_epoch": number}), epoch, 12)[0] for epoch in (0, 0, 1)]
+        for number in (1, 2)
+    }
+    for first, again, later in views.values():
+        assert torch.equal(first, again)
+        assert not torch.equal(first, later)
+    assert not torch.equal(views[1][0], views[2][0])
 
 
 def test_preview_shows_which_views_have_no_background_and_the_epoch_after_the_warm_up(tiny, tmp_path):

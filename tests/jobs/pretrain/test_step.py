@@ -151,7 +151,7 @@ def test_patch_and_box_stay_together_through_the_flip(tiny):
 
     from codo.augment import ColourJitter, PasteView, ViewSampler, finish_views
 
-    view = PasteView(64, lambda rng: np.zeros((64, 64, 3), np.uint8))
+    view = PasteView(64, lambda rng, epoch: np.zeros((64, 64, 3), np.uint8))
     sampler = ViewSampler(view, 1, colour=ColourJitter(p=0, grey_p=0, blur_p=0, flip_p=0.5))
     flipped = set()
     for seed in range(12):
