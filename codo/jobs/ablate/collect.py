@@ -23,6 +23,8 @@ LOSS_POINTS = 200
 SHEET_ROWS = 4
 TRANSFERRED = ("metrics", "curve", "curve_area", "errors", "frozen_but_fresh", "fingerprint", "train_seconds")
 """What the summary.json of a transfer must have."""
+ACCURACIES = ("queue_accuracy", "batch_accuracy")
+"""What of a pretraining's summary.json are numbers to compare rows by: its losses have other terms in other rows."""
 NEW = "NEW-FOLDER"
 """Stands for the output of a command, which may not be there yet."""
 
@@ -117,10 +119,14 @@ def _cell(plan: Plan, key: CellKey, cell: CellPlan, folder: Path, failures: dict
     failed = [why for kind, why in found["failures"].items() if kind != "probe"]
     if failed:
         found |= {"status": "failed", "failure": failed[0]}
-    fingerprints, seconds, metrics = {}, {}, {}
+    fingerprints: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    metrics: dict[str, float | None] = {}
     if "pretrain" in jobs and jobs["pretrain"].done:
         summary = jobs["pretrain"].summary("fingerprint", "seconds")
         fingerprints["pretrain"], seconds["pretrain"] = summary["fingerprint"], summary["seconds"]
+        found["warned"] = summary.get("warnings", {})
+        metrics |= {f"pretrain/{name}": summary[name] for name in ACCURACIES if summary.get(name) is not None}
         found["loss"] = loss_curve(jobs["pretrain"].run)
         found["probe_curves"] = probe_curves(jobs["pretrain"].run)
     if "probe" in jobs and jobs["probe"].done:

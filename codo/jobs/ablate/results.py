@@ -91,9 +91,9 @@ class Cell(_Record):
     Attributes:
         metrics: name -> value, None where undefined; the mean where transfers are repeated: the transfer's COCO numbers
             in per cent (`AP`, `AP50`, ...), the area under its curve of AP over the steps (`curve_area`: trapezoids
-            from step 0 with AP 0, over the length; `codo.jobs.transfer.curve`), and the probes of its pretraining
-            (`probe/NAME`).
-        repeats: the numbers of each of the repeated transfers, without the probes; empty where there is one.
+            from step 0 with AP 0, over the length; `codo.jobs.transfer.curve`), the probes of its pretraining
+            (`probe/NAME`), and that one's accuracies in its last epoch (`pretrain/NAME`), where it has them.
+        repeats: the numbers of each of the repeated transfers alone; empty where there is one.
         curve: AP in the course of the transfer; the mean where they are repeated, and of `errors` too.
         errors: TIDE's breakdown, kind of error -> AP50 that mending it would add.
         loss: step -> loss of the pretraining, thinned; empty for `weights: none`.
@@ -102,6 +102,7 @@ class Cell(_Record):
         failures: kind of job -> what went wrong with it; a probe may fail in a cell that is done.
         frozen_but_fresh: groups of the detector of which something is frozen that nothing has learnt.
         probed: what the probes looked at; None without.
+        warned: name -> what the pretraining has warned of: `shortcut`, `collapse`, ...
         folders: `pretrain`, `transfer`, then `transfer 2` and so on: the run folders, relative to the grid's.
         commands: the commands that make this cell anew, in order; for where the grid was run, see `command`.
         fingerprints: as the run folders name them, keyed as `folders`.
@@ -122,6 +123,7 @@ class Cell(_Record):
     failures: dict[str, str] = {}
     frozen_but_fresh: list[str] = []
     probed: Probed | None = None
+    warned: dict[str, str] = {}
     folders: dict[str, str] = {}
     commands: list[str] = []
     fingerprints: dict[str, str] = {}

@@ -212,7 +212,8 @@ def hardware(results: Results) -> str:
 def warnings(results: Results) -> list[str]:
     """Say what a reader should know before any number.
 
-    The plan's notices, jobs that ran on different hardware, and pretrained rows of which a frozen part is random.
+    The plan's notices, jobs that ran on different hardware, pretrained rows of which a frozen part is random, and what
+    pretrainings have warned of.
     """
     found = results.environment.get("hardware")
     kinds = found.items() if isinstance(found, dict) else ()
@@ -226,7 +227,15 @@ def warnings(results: Results) -> list[str]:
     for cell in results.cells:
         if cell.frozen_but_fresh and cell.row in pretrained:
             fresh.setdefault(f"{cell.protocol} freezes {', '.join(cell.frozen_but_fresh)}", {})[cell.row] = None
-    return said + [f"{what}, which is not pretrained in {', '.join(rows)}: random" for what, rows in fresh.items()]
+    said += [f"{what}, which is not pretrained in {', '.join(rows)}: random" for what, rows in fresh.items()]
+    warned: dict[tuple[str, str], dict[int, str]] = {}
+    for cell in results.cells:
+        for name, warning in cell.warned.items():
+            warned.setdefault((cell.row, name), {})[cell.seed] = warning
+    for (row, _), by_seed in warned.items():
+        seeds, first = ", ".join(map(str, by_seed)), next(iter(by_seed.values()))
+        said.append(f"the pretraining of {row}, seed {seeds}, has warned: {first.removeprefix('warning: ')}")
+    return said
 
 
 def design_note(results: Results) -> str:
