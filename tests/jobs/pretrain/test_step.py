@@ -221,7 +221,9 @@ def test_the_shortcut_is_noticed():
     stale = StepResult(queue_accuracy=0.99, batch_accuracy=0.1)
     fair = StepResult(queue_accuracy=0.99, batch_accuracy=0.9)
     no_queue = StepResult(queue_accuracy=float("nan"), batch_accuracy=0.1)
-    for result, found in [(stale, True), (fair, False), (no_queue, False)]:
+    weak = StepResult(queue_accuracy=0.72, batch_accuracy=1 / 32)  # as measured: experiments/results/shortcut.md
+    unsure = StepResult(queue_accuracy=0.45, batch_accuracy=1 / 32)
+    for result, found in [(stale, True), (fair, False), (no_queue, False), (weak, True), (unsure, False)]:
         watch = Shortcut()
         assert not watch.update(result)
         assert any(watch.update(result) for _ in range(60)) is found
