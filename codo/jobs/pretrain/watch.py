@@ -118,7 +118,7 @@ class Collapse:
         if self.std < 0.1:
             return (
                 f"warning: collapse: the embeddings of all images are nearly the same (std {self.std:.3f} of 1): "
-                "nothing is told apart. Try a smaller optim.lr, a larger model.key_momentum, negatives of the same step "
+                "nothing is told apart. Try a smaller optim.lr, a larger model.key_momentum, negatives of a step's own "
                 "(loss.form=info_nce, loss.negatives=batch)"
             )
         if self.rank < 2:
