@@ -203,6 +203,19 @@ section "The box head's box_slope, CoDo less"
 say "random" methods/results.csv --of "CoDo @ $frozen" --less "random @ $frozen" --metric probe/box_head/box_slope
 say "InsLoc" methods/results.csv --of "CoDo @ $frozen" --less "InsLoc @ $frozen" --metric probe/box_head/box_slope
 
+
+page shortcut.md
+
+section "Accuracy against the queue, less queue's"
+for row in "128 keys" "momentum .999" "keys that stand still" "eight BN groups" "lr .02"; do
+  say "$row" shortcut/results.csv --of "$row" --less queue --metric pretrain/queue_accuracy
+done
+section "The box head's view_hard_top1, less that of in-batch negatives"
+for row in queue "queue and batch"; do
+  say "$row" shortcut/results.csv --of "$row" --less "in-batch negatives" --metric probe/box_head/view_hard_top1
+done
+
+
 page components.md
 
 section "Answer"

@@ -40,8 +40,7 @@ class Shortcut:
             return None
         return (
             f"warning: accuracy against the queue is {self.queue:.2f}, among the keys of a batch {self.batch:.2f}: "
-            "keys are told by their age, little is learnt. Try --set loss.negatives=batch, a smaller loss.queue_size "
-            "or a larger model.key_momentum"
+            "keys are told by their age, little is learnt. Try --set loss.negatives=batch"
         )
 
 
