@@ -277,21 +277,25 @@ def test_frozen_parts_that_a_row_did_not_pretrain_are_told(plan, tmp_path):
 
 def test_what_a_pretraining_warned_of_and_its_accuracies_are_told(plan, tmp_path):
     folder = tmp_path / "here" / "out" / "grid"
-    assert "has warned" not in told(gather(plan))
+    assert "have warned" not in told(gather(plan))
     for key, cell in plan.cells.items():
         if key.row == "no hierarchy":
-            warning = f"warning: keys <of seed {key.seed}> are told by their age"
+            warning = f"warning: keys <of seed {key.seed}> are told by age"
             changes = {"queue_accuracy": 0.98, "batch_accuracy": 0.1 + 0.1 * key.seed}
             finish(plan.store.folder(cell.pretrain), warnings={"shortcut": warning}, **changes)
         elif cell.pretrain:
             finish(plan.store.folder(cell.pretrain), queue_accuracy=None, batch_accuracy=0.5, warnings={})
     results = gather(plan)
-    said = "the pretraining of no hierarchy, seed 0, 1, has warned: keys <of seed 0> are told by their age"
+    said = (
+        "pretrainings have warned (no hierarchy, seed 0, 1), the first of them: keys <of seed 0> are told by age"
+    )
     assert told(results).count(said) == 1
     page = page_of(results, folder)
     assert said.replace("<", "&lt;").replace(">", "&gt;") in page
     assert "pretrain/batch_accuracy" in page
     assert said in (folder / "table.md").read_text().replace("\\", "").replace("&lt;", "<").replace("&gt;", ">")
+    finish(plan.store.folder(plan.cells[CellKey("full", "tuned", 1)].pretrain), warnings={"shortcut": "warning: more"})
+    assert "have warned (full, seed 1; no hierarchy, seed 0, 1), the first of them: more" in told(gather(plan))
     lines = list(csv.DictReader((folder / "results.csv").open()))
     found = {(r["row"], r["seed"]): (r["pretrain/queue_accuracy"], r["pretrain/batch_accuracy"]) for r in lines}
     assert found["no hierarchy", "1"] == ("0.98", "0.2")

@@ -228,13 +228,14 @@ def warnings(results: Results) -> list[str]:
         if cell.frozen_but_fresh and cell.row in pretrained:
             fresh.setdefault(f"{cell.protocol} freezes {', '.join(cell.frozen_but_fresh)}", {})[cell.row] = None
     said += [f"{what}, which is not pretrained in {', '.join(rows)}: random" for what, rows in fresh.items()]
-    warned: dict[tuple[str, str], dict[int, str]] = {}
+    warned: dict[str, dict[str, dict[int, str]]] = {}
     for cell in results.cells:
         for name, warning in cell.warned.items():
-            warned.setdefault((cell.row, name), {})[cell.seed] = warning
-    for (row, _), by_seed in warned.items():
-        seeds, first = ", ".join(map(str, by_seed)), next(iter(by_seed.values()))
-        said.append(f"the pretraining of {row}, seed {seeds}, has warned: {first.removeprefix('warning: ')}")
+            warned.setdefault(name, {}).setdefault(cell.row, {})[cell.seed] = warning.removeprefix("warning: ")
+    for rows in warned.values():
+        of = "; ".join(f"{row}, seed {', '.join(map(str, by_seed))}" for row, by_seed in rows.items())
+        first = next(iter(next(iter(rows.values())).values()))
+        said.append(f"pretrainings have warned ({of}), the first of them: {first}")
     return said
 
 
