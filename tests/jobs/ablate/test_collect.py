@@ -286,9 +286,7 @@ def test_what_a_pretraining_warned_of_and_its_accuracies_are_told(plan, tmp_path
         elif cell.pretrain:
             finish(plan.store.folder(cell.pretrain), queue_accuracy=None, batch_accuracy=0.5, warnings={})
     results = gather(plan)
-    said = (
-        "pretrainings have warned (no hierarchy, seed 0, 1), the first of them: keys <of seed 0> are told by age"
-    )
+    said = "pretrainings have warned (no hierarchy, seed 0, 1), the first of them: keys <of seed 0> are told by age"
     assert told(results).count(said) == 1
     page = page_of(results, folder)
     assert said.replace("<", "&lt;").replace(">", "&gt;") in page
