@@ -1,6 +1,8 @@
-"""Copy and paste: how large a patch is on its canvas, and where it lies."""
+"""Copy and paste: how large a patch is on its canvas, where it lies, and on which background."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -66,6 +68,36 @@ def paste(
     place = composite[y : y + height, x : x + width]
     place[...] = fade(place, patch, soft_edge) if soft_edge else patch
     return composite, np.array([x, y, x + width, y + height], np.float32)
+
+
+def most_alike(patch: np.ndarray, backgrounds: Sequence[np.ndarray]) -> np.ndarray:
+    """Choose the background whose colours are most like the patch's; the first of equals.
+
+    Args:
+        patch: `(h, w, 3)` uint8.
+        backgrounds: one or more, each `(S, S, 3)` uint8.
+
+    Returns:
+        The one at the least Euclidean distance in mean and standard deviation of the three channels.
+
+    Source:
+        ours.
+
+    Example:
+        >>> grounds = [np.full((9, 9, 3), value, np.uint8) for value in (0, 90, 255)]
+        >>> most_alike(np.full((4, 5, 3), 100, np.uint8), grounds)[0, 0].tolist()
+        [90, 90, 90]
+    """
+    own = _moments(patch)
+    return min(backgrounds, key=lambda background: float(np.square(_moments(background) - own).sum()))
+
+
+def _moments(image: np.ndarray) -> np.ndarray:
+    """Give mean and standard deviation of the channels: `(6,)`."""
+    height, width, _ = image.shape
+    rows = image.reshape(height, -1).astype(np.float32)  # two dimensions, as in `fade`
+    mean, square = (part.sum(0).reshape(-1, 3).sum(0) / (height * width) for part in (rows, np.square(rows)))
+    return np.concatenate([mean, np.sqrt(np.maximum(square - np.square(mean), 0))])
 
 
 def fade(below: np.ndarray, patch: np.ndarray, soft_edge: float) -> np.ndarray:

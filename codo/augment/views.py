@@ -14,7 +14,7 @@ from torch import Tensor
 from codo.augment.colour import ColourJitter, ColourParameters
 from codo.augment.crop import random_crop
 from codo.augment.jitter import BoxJitter, NoJitter
-from codo.augment.paste import paste, patch_size
+from codo.augment.paste import most_alike, paste, patch_size
 from codo.data.images import resize
 from codo.errors import CodoError
 
@@ -69,9 +69,10 @@ class PasteView:
         crop_aspect: bounds of its width / height.
         patch_side: bounds of the patch's sides in pixels of a 256 canvas.
         soft_edge: share of the patch's shorter side over which it fades into the background.
+        candidates: of so many backgrounds the one whose colours are most like the patch's; 1: any.
 
     Source:
-        InsLoc; the downstream data set as source of backgrounds is CoDo's.
+        InsLoc; the downstream data set as source of backgrounds is CoDo's; candidates are ours.
 
     Example:
         >>> view = PasteView(96, lambda rng, epoch: np.zeros((96, 96, 3), np.uint8))
@@ -86,6 +87,7 @@ class PasteView:
     crop_aspect: tuple[float, float] = (0.5, 2.0)
     patch_side: tuple[float, float] = (128.0, 254.0)
     soft_edge: float = 0.0
+    candidates: int = 1
 
     def __call__(
         self, rng: np.random.Generator, foreground: np.ndarray, out: np.ndarray | None = None, epoch: int = 0
@@ -99,7 +101,17 @@ class PasteView:
         crop = x0, y0, x1, y1 = random_crop(rng, width, height, self.crop_area, self.crop_aspect)
         patch_width, patch_height = patch_size(rng, x1 - x0, y1 - y0, self.canvas, self.patch_side)
         patch = resize(foreground, patch_width, patch_height, box=crop)
-        return *paste(rng, self.background(rng, epoch), patch, out, self.soft_edge), np.array(crop, np.float32)
+        background = self.choose_background(rng, patch, epoch)
+        return *paste(rng, background, patch, out, self.soft_edge), np.array(crop, np.float32)
+
+    def choose_background(self, rng: np.random.Generator, patch: np.ndarray, epoch: int) -> np.ndarray:
+        """Draw the background of a patch; `rng` is left as it is after one, however many candidates there are."""
+        first = self.background(rng, epoch)
+        if self.candidates == 1:
+            return first
+        # A stream far off, not a child: whoever spawns from `rng` after this gets what it got without candidates.
+        others = np.random.default_rng(rng.bit_generator.jumped())  # type: ignore[attr-defined]  # PCG64, NumPy's own
+        return most_alike(patch, [first, *(self.background(others, epoch) for _ in range(1, self.candidates))])
 
 
 @dataclass(frozen=True)

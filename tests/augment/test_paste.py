@@ -1,11 +1,11 @@
-"""Soft edges against the blend in real numbers; hard ones, and the numbers drawn, as without the switch."""
+"""Soft edges against the blend in real numbers; hard ones, and the numbers drawn, as without the switch; likeness."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from codo.augment.paste import fade, paste
+from codo.augment.paste import fade, most_alike, paste
 
 
 def blend(below: np.ndarray, patch: np.ndarray, share: float) -> np.ndarray:
@@ -59,3 +59,17 @@ def test_no_soft_edge_is_the_hard_paste_and_draws_what_it_drew():
     assert (composite == expected).all()
     paste(np.random.default_rng(3), background, patch, soft_edge=0.5)
     assert rng.bit_generator.state == other.bit_generator.state
+
+
+def test_most_alike_is_the_nearest_in_mean_and_deviation_of_each_channel():
+    rng = np.random.default_rng(6)
+    for _ in range(20):
+        low = rng.integers(0, 200, (10, 1, 1, 3))
+        backgrounds = (low + rng.integers(0, rng.integers(2, 56, (10, 1, 1, 1)), (10, 33, 33, 3))).astype(np.uint8)
+        patch = rng.integers(20, 140, (17, 12, 3), dtype=np.uint8)
+        moments = [np.r_[image.mean((0, 1)), image.std((0, 1))] for image in (patch, *backgrounds)]
+        nearest = int(np.argmin([np.linalg.norm(found - moments[0]) for found in moments[1:]]))
+        assert (most_alike(patch, backgrounds) == backgrounds[nearest]).all()
+    grounds = [np.full((9, 9, 3), value, np.uint8) for value in (110, 90)]
+    assert most_alike(np.full((4, 5, 3), 100, np.uint8), grounds) is grounds[0]  # of equals the first
+    assert most_alike(patch, grounds[1:]) is grounds[1]

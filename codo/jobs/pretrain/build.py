@@ -220,7 +220,13 @@ def build_dataset(config: PretrainConfig, sources: Sources, parts: Parts | None 
             config.seed,
         )
         view = PasteView(
-            config.canvas, background, paste.crop_area, paste.crop_aspect, paste.patch_side, paste.soft_edge
+            config.canvas,
+            background,
+            paste.crop_area,
+            paste.crop_aspect,
+            paste.patch_side,
+            paste.soft_edge,
+            paste.background_candidates,
         )
         if config.mixes_views:
             view = MixedView(view, cropped, paste.p, paste.warmup_epochs)

@@ -19,7 +19,6 @@ from codo.augment import (
     denormalise,
     finish_views,
 )
-from codo.augment.views import DrawBackground
 from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
 from codo.jobs.pretrain.build import build_dataset, find_sources
@@ -32,15 +31,15 @@ GAP, HEADER = 8, 28
 EXACT, JITTERED, INK, PAPER = "#21d07a", "#ff8c1a", "#1d1d1f", "#f5f5f2"
 
 
-class RecordingBackground:
-    """Hands through a background source and adds what it drew to a list."""
+@dataclasses.dataclass(frozen=True)
+class RecordingPaste(PasteView):
+    """Pastes, and adds the view's background to a list."""
 
-    def __init__(self, draw: DrawBackground, drawn: list[np.ndarray | None]) -> None:
-        self.draw, self.drawn = draw, drawn
+    drawn: list[np.ndarray | None] = dataclasses.field(default_factory=list)
 
-    def __call__(self, rng: np.random.Generator, epoch: int) -> np.ndarray:
+    def choose_background(self, rng: np.random.Generator, patch: np.ndarray, epoch: int) -> np.ndarray:
         """Draw one, and keep it."""
-        background = self.draw(rng, epoch)
+        background = super().choose_background(rng, patch, epoch)
         self.drawn.append(background)
         return background
 
@@ -63,15 +62,11 @@ def recorded(sampler: ViewSampler, drawn: list[np.ndarray | None]) -> ViewSample
     """Make a sampler that lists each view's background in `drawn`, None where it has none; of crops alone, nothing."""
     view = sampler.view
     if isinstance(view, PasteView):
-        view = _recorded_paste(view, drawn)
+        view = RecordingPaste(**vars(view), drawn=drawn)
     elif isinstance(view, MixedView):
-        cropped = RecordingCrop(**vars(view.cropped), drawn=drawn)
-        view = dataclasses.replace(view, pasted=_recorded_paste(view.pasted, drawn), cropped=cropped)
+        pasted = RecordingPaste(**vars(view.pasted), drawn=drawn)
+        view = dataclasses.replace(view, pasted=pasted, cropped=RecordingCrop(**vars(view.cropped), drawn=drawn))
     return dataclasses.replace(sampler, view=view)
-
-
-def _recorded_paste(view: PasteView, drawn: list[np.ndarray | None]) -> PasteView:
-    return dataclasses.replace(view, background=RecordingBackground(view.background, drawn))
 
 
 def preview(config: PretrainConfig, samples: int, out: Path) -> int:

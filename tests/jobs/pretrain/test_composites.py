@@ -211,6 +211,35 @@ def test_all_views_of_an_epoch_have_its_backgrounds(tiny):
     assert not torch.equal(views[1][0], views[2][0])
 
 
+def test_candidates_move_nothing_and_make_backgrounds_more_alike(tiny, tmp_path):
+    images, *boxes = views_of(tiny())
+    chosen, *same = views_of(tiny(**{"paste.background_candidates": 6}))
+    assert all(torch.equal(a, b) for a, b in zip(boxes, same, strict=True))
+
+    def distance(views, exact):
+        """Mean over the views of what lies between the mean colours of patch and ground."""
+        found = []
+        for image, box in zip(views.flatten(0, 1), exact.flatten(0, 1), strict=True):
+            x0, y0, x1, y1 = box.int().tolist()
+            inside = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+            inside[y0:y1, x0:x1] = True
+            pixels = image.float()
+            found.append(torch.linalg.norm(pixels[inside].mean(0) - pixels[~inside].mean(0)))
+        return torch.stack(found).mean()
+
+    # The flip is drawn with the colour, and a composite is flipped with it: its box stands as after the flip.
+    plain = {"colour.flip_p": 0.0}
+    (any_, exact, _), (alike, _, _) = (
+        views_of(tiny(**plain, **{"paste.background_candidates": number})) for number in (1, 6)
+    )
+    assert distance(alike, exact) < 0.8 * distance(any_, exact)
+    assert not torch.equal(images, chosen)
+    mixed = views_of(tiny(**{"paste.background_candidates": 6, "paste.p": 0.5}))
+    crop = is_crop(mixed[1])
+    assert torch.equal(mixed[0][~crop], chosen[~crop])
+    assert preview(tiny(**{"paste.background_candidates": 6}), 4, tmp_path / "sheet.png") == 4
+
+
 def test_preview_shows_which_views_have_no_background_and_the_epoch_after_the_warm_up(tiny, tmp_path):
     config = tiny(**{"views": 2, "paste.p": 0.5, "paste.warmup_epochs": 1.5, "optim.epochs": 4})
     assert (shown_epoch(config), shown_epoch(tiny())) == (2, 0)
