@@ -105,7 +105,11 @@ class PasteView:
         return *paste(rng, background, patch, out, self.soft_edge), np.array(crop, np.float32)
 
     def choose_background(self, rng: np.random.Generator, patch: np.ndarray, epoch: int) -> np.ndarray:
-        """Draw the background of a patch; `rng` is left as it is after one, however many candidates there are."""
+        """Draw the background `(S, S, 3)` uint8 of a patch `(h, w, 3)` uint8.
+
+        `rng` is left as it is after one, however many candidates there are; for several it must be able to jump, as
+        NumPy's default, PCG64, is.
+        """
         first = self.background(rng, epoch)
         if self.candidates == 1:
             return first
