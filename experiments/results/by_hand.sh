@@ -193,6 +193,12 @@ page attempts.md
 section "AP50 of one query view, eight seeds"
 say "less CoDo" attempts/one_view.csv longer/views.csv --of "one query view | views=1" --less "CoDo | views=2" --metric AP50
 
+section "AP50 of one query view, five seeds"
+say "less CoDo" attempts/one_view.csv --of "one query view" --less CoDo --metric AP50
+
+section "Area of one query view, the seven seeds after the sieve's"
+say "less CoDo" attempts/one_view.csv longer/views.csv --of "one query view | views=1" --less "CoDo | views=2" --seeds 1,2,3,4,5,6,7
+
 
 page mechanism.md
 
@@ -214,6 +220,9 @@ section "The box head's view_hard_top1, less that of in-batch negatives"
 for row in queue "queue and batch"; do
   say "$row" shortcut/results.csv --of "$row" --less "in-batch negatives" --metric probe/box_head/view_hard_top1
 done
+say "keys that stand still" shortcut/results.csv --of "keys that stand still" --less "in-batch negatives" --metric probe/box_head/view_hard_top1
+say "keys that stand still, less queue's" shortcut/results.csv --of "keys that stand still" --less queue --metric probe/box_head/view_hard_top1
+say "momentum .999, less queue's" shortcut/results.csv --of "momentum .999" --less queue --metric probe/box_head/view_hard_top1
 
 
 page components.md
@@ -226,6 +235,7 @@ say "tuned, the second" components/tuned.csv --of "$ah" --of "$all" --less $a --
 say "hierarchy without alignment, the surest grid" components/repeated.csv --of $h --of "$bh" --less "$neither" --less $b
 say "backgrounds without alignment, tuned, the first time" components/tuned_before.csv --of $b --of "$bh" --less "$neither" --less $h
 say "the second" components/tuned.csv --of $b --of "$bh" --less "$neither" --less $h
+say "backgrounds without alignment, single detectors" components/results.csv --of $b --of "$bh" --less "$neither" --less $h
 say "the lower of the two best rows, all three, less the next, area" components/repeated.csv --of "$all" --less "$ba"
 say "AP" components/repeated.csv --of "$all" --less $a --metric AP
 
