@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import os
@@ -98,4 +99,9 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # `codo ... | head`
         sys.stderr.close()
         code = 141
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # a path that was given; wherever it is looked at first
+            raise
+        click.echo(f"{_who()}Error: {error.filename}: {error.strerror}", err=True)
+        code = 2
     sys.exit(code if isinstance(code, int) else 0)

@@ -30,6 +30,8 @@ def pretrain_command(out: Path | None, resume: Path | None, dry_run: bool, **opt
                 "files moved, --foregrounds, --backgrounds and --init"
             )
         changes = fields_of(options)
+        if options["jitter"]:
+            raise CodoError("--resume: a resumed run keeps its config; leave --jitter out")
         from codo.jobs.pretrain import resume as resume_run
         from codo.runs.hardware import keep_freed_memory
 

@@ -62,12 +62,14 @@ def load_config(
     merged = _merge(dict(presets[name]) if name is not None else {}, tree)
     given = {key: value for key, value in (flags or {}).items() if value is not None}
     given |= dict(_parse_set(text) for text in sets)
+    where = f" (in {file}, flags or --set)" if file else ""
     for key, value in given.items():
-        merged = _merge(merged, _nest(key, value, kind))
+        nested = _nest(key, value, kind)
+        _check_sections(merged, key, where)
+        merged = _merge(merged, nested)
     try:
         return kind.model_validate(merged)
     except ValidationError as error:
-        where = f" (in {file}, flags or --set)" if file else ""
         raise CodoError(_explain(error, kind) + where) from None
 
 
@@ -202,6 +204,16 @@ def _nest(key: str, value: Any, kind: type[BaseModel]) -> dict[str, Any]:
     for name in reversed(names):
         value = {name: value}
     return value
+
+
+def _check_sections(tree: Mapping[str, Any], field: str, where: str) -> None:
+    """Refuse what is no section where `field` has one: what a file says is not thrown away."""
+    names = field.split(".")[:-1]
+    for i, name in enumerate(names):
+        section = tree.get(name, {})
+        if not isinstance(section, Mapping):
+            raise CodoError(f"config: {'.'.join(names[: i + 1])} = {section!r}: a section of fields is expected{where}")
+        tree = section
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class PasteSection(Section):
     whole image, squeezed to a square. Backgrounds then take more room in the cache: 1 / this times, or more."""
     backgrounds_per_epoch: Annotated[int, Field(ge=1)] | None = sourced(None, "ours")
     """N: all composites of an epoch have one of N backgrounds, drawn anew for each epoch, so that of B keys of a batch
-    about B / N have the query's own background; unset: any of all."""
+    about B / N have the query's own background; with `source: mix` N of either source; unset: any of all."""
     background_candidates: Annotated[int, Field(ge=1)] = sourced(1, "ours")
     """Of so many backgrounds that are drawn, a view has the one whose colours are most like its patch's (mean and
     standard deviation of each channel): hard backgrounds; 1: any."""

@@ -15,6 +15,9 @@ Count = Annotated[int, Field(ge=1)]
 
 DETECTORS = ("faster_rcnn", "mask_rcnn", "retinanet", "fcos")
 
+ONE_STAGE = ("retinanet", "fcos")
+"""Those with neither RPN nor box head, on P3 to P7."""
+
 Norm = Literal["bn", "sync_bn", "frozen_bn", "gn"]
 FrozenNorm = Literal["population", "batch"]
 Group = Literal["backbone", "fpn", "box_head"]

@@ -41,7 +41,7 @@ def is_shards(place: str) -> bool:
         >>> is_shards("train-{000..099}.tar"), is_shards("https://host/a.tar?key=1"), is_shards("photos")
         (True, True, False)
     """
-    return not Path(place).is_dir() and (place.lower().endswith(".tar") or "://" in place or place.startswith("pipe:"))
+    return not os.path.isdir(place) and (place.lower().endswith(".tar") or "://" in place or place.startswith("pipe:"))
 
 
 class Shards(NamedTuple):

@@ -11,7 +11,7 @@ import torchvision
 from torch import Tensor
 
 from codo.config.sections import ArchitectureSection
-from codo.config.transfer import DetectionSection
+from codo.config.transfer import ONE_STAGE, DetectionSection
 from codo.errors import CodoError
 from codo.runs.weights_file import read_weights
 from codo.weights import read_architecture, weights_path
@@ -90,7 +90,7 @@ class Contents:
     def lacking(self) -> list[str]:
         """Name the parts that the run has not, or not in a form that others have."""
         found = [] if self.has_fpn else ["FPN"]
-        if self.has_fpn and self.detector in ("retinanet", "fcos"):
+        if self.has_fpn and self.detector in ONE_STAGE:
             found.append("P2")
         if self.own_box_head is not None or not any(name.startswith(GROUPS["box_head"]) for name in self.state):
             found.append("box head")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from codo.config.transfer import ONE_STAGE
 from codo.errors import CodoError
 from codo.export.contents import Contents, read_contents
 from codo.weights.keys import GROUPS, group_of
@@ -95,7 +96,7 @@ def _notes(contents: Contents, best: bool) -> list[str]:
     notes = [f"the weights are those of {contents.file.name}"] if best else []
     if not contents.has_fpn:
         notes.append("the run was without alignment: it has no FPN and no box head, the backbone is all there is")
-    if contents.detector in ("retinanet", "fcos"):
+    if contents.detector in ONE_STAGE:
         notes.append(f"a {contents.detector} has no P2 and no box head: of the FPN there is P3-P5")
     elif contents.own_box_head is not None:
         notes.append(f"the box head is your own ({contents.own_box_head}): left out")

@@ -95,6 +95,11 @@ def test_import_codo_is_light_and_names_its_api():
         (["transfer", "--weights", "absent"], "absent"),
         (["transfer", "--data", "absent"], "absent"),
         (["transfer", "--resume", "absent"], "absent is not a run folder"),
+        (["pretrain", "--resume", "absent", "--jitter"], "a resumed run keeps its config; leave --jitter out"),
+        (["pretrain", "--resume", "a" * 300], "File name too long"),
+        (["pretrain", "--foregrounds", "a" * 300, "--no-background"], "File name too long"),
+        (["transfer", "--data", "a" * 300], "File name too long"),
+        (["transfer", "--weights", "a" * 300], "File name too long"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capfd, arguments, said):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import math
 
 import pytest
 from click.testing import CliRunner
@@ -61,12 +63,29 @@ def test_a_row_or_number_that_is_not_there_is_one_line_and_writes_nothing(tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
+def edited(change):
+    results = make_results().model_dump()
+    change(results)
+    return json.dumps(results)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         (None, "Error: {} is not there: the folder of a grid"),
         ("{}", "Error: cannot read {}"),
         ("no json", "Error: cannot read {}"),
+        (edited(lambda r: r["rows"][1].update(name="other")), "Error: cannot read {} as results: cells: "),
+        (edited(lambda r: r["cells"].pop()), "Error: cannot read {} as results: cells: none of row "),
+        (
+            edited(lambda r: r["cells"].append(r["cells"][0])),
+            "Error: cannot read {} as results: cells: one too many of",
+        ),
+        (edited(lambda r: r.update(reference="other")), "Error: cannot read {} as results: reference: no row"),
+        (
+            edited(lambda r: r["cells"][0].update(seconds={"transfer": math.nan})),
+            "Error: cannot read {} as results: cells.0.seconds.transfer: ",
+        ),
     ],
 )
 def test_what_is_not_a_grid_is_one_line_and_exit_code_2(tmp_path, capfd, content, said):

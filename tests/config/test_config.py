@@ -121,6 +121,14 @@ def test_a_file_that_is_wrong_is_named(tmp_path, text, said):
         load(file=tmp_path / "absent.yaml")
 
 
+def test_what_is_no_section_is_refused_with_and_without_a_field_of_it(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("jitter: off\nloss: {negatives: batch}\n")
+    for sets in ([], ["jitter.ratio=0.2"], ["loss.queue_size=8"]):
+        with pytest.raises(CodoError, match=r"^config: jitter = False: .*expected|valid dictionary"):
+            load(file=file, sets=sets)
+
+
 def test_what_an_alias_brings_may_be_replaced(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("optim: &o {<<: {lr: 1.0, epochs: 9}, lr: 2.0}\n")

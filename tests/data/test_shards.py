@@ -63,6 +63,7 @@ def test_shards_are_told_from_folders(tmp_path: Path) -> None:
     assert place_of("s/train-{00..10}.tar") == Shards("s/train-{00..10}.tar")
     assert Shards("https://host/a/train-{00..10}.tar?key=secret").name == "train-{00..10}.tar"
     assert is_shards("pipe:cat x")
+    assert is_shards("::".join(f"{'a' * 100}-{n}.tar" for n in range(9)))  # no name of a file is so long
 
 
 def test_members_are_the_images(place: str, pictures: list[bytes], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from codo.config.load import flatten
 from codo.config.pretrain import PretrainConfig
-from codo.config.transfer import TransferConfig
+from codo.config.transfer import ONE_STAGE, TransferConfig
 
 
 def inert(config: PretrainConfig) -> Iterator[tuple[str, str]]:
@@ -25,6 +25,8 @@ def inert(config: PretrainConfig) -> Iterator[tuple[str, str]]:
         yield "jitter", "alignment is off: no box is pooled"
         for name in ("roi_sampling_ratio", "roi_aligned"):
             yield f"model.{name}", "alignment is off: no box is pooled"
+    elif not stage and set(config.loss_weights) <= {"image", "dense"}:
+        yield "jitter", "no loss that is on pools a box"
     elif not config.background and jitter.custom is None:
         yield "jitter", "background is off: the box is the canvas"
     elif jitter.mode == "none" and jitter.custom is None:
@@ -33,7 +35,7 @@ def inert(config: PretrainConfig) -> Iterator[tuple[str, str]]:
         for name in ("ratio", "p", "min_iou"):
             yield f"jitter.{name}", "jitter.mode is not ratio"
     elif jitter.p == 0:
-        for name in ("ratio", "min_iou"):
+        for name in ("ratio", "min_iou", "levels"):
             yield f"jitter.{name}", "jitter.p is 0"
     if config.colour.p == 0:
         for name in ("brightness", "contrast", "saturation", "hue"):
@@ -80,7 +82,7 @@ def effective(config: PretrainConfig) -> dict[str, Any]:
 
 
 def effective_transfer(config: TransferConfig, pretrain: PretrainConfig) -> dict[str, Any]:
-    """Dump a transfer's config, loading those parts, in any order, that the pretrained encoder has; without `run`.
+    """Dump what is in force of a transfer's config: loading the parts, in any order, that there are; without `run`.
 
     Example:
         >>> effective_transfer(TransferConfig(), PretrainConfig(alignment=False, hierarchy=False))["load"]
@@ -88,6 +90,8 @@ def effective_transfer(config: TransferConfig, pretrain: PretrainConfig) -> dict
     """
     tree = config.model_dump(mode="json", exclude={"run"})
     tree["load"] = sorted(group for group in tree["load"] if pretrain.alignment or group == "backbone")
+    if config.detector in ONE_STAGE:
+        tree["detection"] = {key: v for key, v in tree["detection"].items() if not key.startswith(("rpn_", "roi_"))}
     return tree
 
 

@@ -293,6 +293,8 @@ def check_differences(rows: list[ResolvedRow], yaml: LinedYaml) -> None:
             why = why_inert(fields, before.pretrain, row.pretrain) or "these are the values already"
             if not fields and any(set(t.load) != set(before.transfers[n].load) for n, t in row.transfers.items()):
                 why = "alignment is off: the backbone is all that is pretrained"
+            elif not fields and any(t.detection != before.transfers[n].detection for n, t in row.transfers.items()):
+                why = "the detector has one stage: no RPN and no box head"
             raise yaml.error(row.plan.keys, f"changes nothing against {before.name!r}: {why}")
         if told in seen:
             message = f"the rows {seen[told].name!r} and {row.name!r} resolve to the same config"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from codo.errors import CodoError, nearest
 from codo.runs.files import write_text
@@ -127,7 +129,7 @@ class Cell(_Record):
     folders: dict[str, str] = {}
     commands: list[str] = []
     fingerprints: dict[str, str] = {}
-    seconds: dict[str, float] = {}
+    seconds: dict[str, FiniteFloat] = {}
 
 
 class Results(_Record):
@@ -203,6 +205,16 @@ class Results(_Record):
         """Write as JSON."""
         write_text(path, json.dumps(self.model_dump(), indent=1) + "\n")
 
+    def _check_cells(self) -> None:
+        rows = [row.name for row in self.rows]
+        if self.reference not in rows:
+            raise ValueError(f"reference: no row is called {self.reference!r}")
+        due = Counter(product(rows, self.protocols, self.seeds))
+        found = Counter((c.row, c.protocol, c.seed) for c in self.cells)
+        for what, cells in (("one too many", found - due), ("none", due - found)):
+            for row, protocol, seed in cells:
+                raise ValueError(f"cells: {what} of row {row!r}, protocol {protocol!r}, seed {seed}")
+
     @classmethod
     def read(cls, path: Path) -> Results:
         """Read results.json.
@@ -211,7 +223,9 @@ class Results(_Record):
             CodoError: it cannot be read, or is not one.
         """
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            results = cls.model_validate_json(path.read_text(encoding="utf-8"))
+            results._check_cells()
+            return results
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"]))

@@ -19,7 +19,7 @@ from torchvision.ops.poolers import initLevelMapper
 from codo.augment import IMAGENET_MEAN, IMAGENET_STD
 from codo.backbones import LEVELS, STRIDES, Backbone
 from codo.config.sections import Part
-from codo.config.transfer import DETECTORS, TransferConfig
+from codo.config.transfer import DETECTORS, ONE_STAGE, TransferConfig
 from codo.errors import CodoError
 from codo.heads import box_head
 from codo.heads.box import POOLED_SIZE
@@ -105,7 +105,7 @@ def build_detector(
             no module.
     """
     architecture, detection = config.architecture, config.detection
-    upper = config.detector in ("retinanet", "fcos")
+    upper = config.detector in ONE_STAGE
     if upper:
         backbone = upper_backbone(architecture.backbone, architecture.fpn_channels)
     else:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from codo.config.transfer import DETECTORS, TransferConfig
+from codo.config.transfer import DETECTORS, ONE_STAGE, TransferConfig
 from codo.errors import CodoError, Interrupted
 from codo.jobs.transfer.base import Detector
 from codo.jobs.transfer.curve import best_point
@@ -37,6 +37,13 @@ Evaluate = Callable[[Callable[[int, int], None]], Evaluation]
 
 STATE = ("detector", "optimizer", "scaler", "step", "curve", "best", "seconds", "unreadable", "mean", "std")
 """What a checkpoint must have."""
+
+
+def all_used(config: TransferConfig) -> bool:
+    """Tell whether each parameter that is trained takes part in every step, which several processes rely on."""
+    backbone = config.architecture.backbone
+    ours = config.detector in DETECTORS and ":" not in backbone  # a user's parts may leave some out
+    return ours and (config.detector not in ONE_STAGE or not backbone.startswith("hrnet"))  # C3-C5 are not all of those
 
 
 class Training:
@@ -80,8 +87,7 @@ class Training:
             self.parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
         )
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.precision == "fp16")
-        ours = config.detector in DETECTORS and ":" not in config.architecture.backbone
-        self._model = self.world.wrapped(detector, hardware.device, all_used=ours)  # a user's parts may leave some out
+        self._model = self.world.wrapped(detector, hardware.device, all_used=all_used(config))
         self.per_epoch = steps_per_epoch(len(dataset), optim.batch_size)
         self.total = total_steps(optim, self.per_epoch)
         self.step = 0

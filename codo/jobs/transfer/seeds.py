@@ -36,7 +36,7 @@ def transfer_seeds(
     """Run `transfer` once a seed, in `OUT/seed-N`; a second call keeps what is finished and goes on with the rest.
 
     With a share of the training images (`data.fraction`), each seed draws its own. Writes seeds.json (mean and sample
-    standard deviation, n - 1, of every number), curve.png and curve.svg.
+    standard deviation, n - 1, of every number), curve.png and curve.svg. A stopped seed goes on on this call's device.
 
     Args:
         config: all settings; its own seed is not used.
@@ -75,8 +75,9 @@ def transfer_seeds(
     for seed in seeds:
         say(f"seed {seed} -> {folders[seed]}")
         start = partial(transfer, configs[seed], folders[seed], on_start)
-        where = {f"data.{name}": value for name, value in config.data if name in DATA_PATHS}
-        bring_to_end(folders[seed], start, partial(resume, folders[seed], where, on_start), say)
+        anew = {f"data.{name}": value for name, value in config.data if name in DATA_PATHS}
+        anew |= {f"run.{name}": value for name, value in config.run}
+        bring_to_end(folders[seed], start, partial(resume, folders[seed], anew, on_start), say)
         summaries.append(read_json(folders[seed] / "summary.json", NEEDED))
         _check_one_kind(summaries)
     together = summarise(summaries)

@@ -304,6 +304,17 @@ def test_equal_epochs(base, views, epochs):
         ("ladder", "axes:\n  a: {colour.p: 0}\n  b: {colour.hue: 0.3}\n", "against 'a': colour.p is 0"),
         ("ladder", "axes:\n  a: {colour.blur_p: 0}\n  b: {colour.blur_sigma: [1, 2]}\n", "'a': colour.blur_p is 0"),
         ("ladder", "axes:\n  a: {jitter.p: 0}\n  b: {jitter.ratio: 0.3}\n", "against 'a': jitter.p is 0"),
+        ("ladder", "axes:\n  a: {jitter.p: 0}\n  b: {jitter.levels: [5]}\n", "against 'a': jitter.p is 0"),
+        (
+            "ladder",
+            "axes:\n  a: {hierarchy: false, loss.instance: 0, loss.image: 1}\n  b: {jitter.mode: anchor}\n",
+            ":9: axes.b: changes nothing against 'a': no loss that is on pools a box",
+        ),
+        (
+            "ladder",
+            "axes:\n  a: {transfer.detector: fcos}\n  b: {transfer.detection.rpn_post_nms_test: 5}\n",
+            ":9: axes.b: changes nothing against 'a': the detector has one stage: no RPN and no box head",
+        ),
         (
             "ladder",
             "axes:\n  a: {optim.name: adamw, optim.lr: 0.001}\n  b: {optim.nesterov: false}\n",

@@ -16,7 +16,7 @@ from scipy import stats
 from test_transfer_run import stop_after
 
 from codo.cli.compare import _seeds_table
-from codo.config.load import dump_yaml
+from codo.config.load import dump_yaml, read_yaml
 from codo.config.transfer import TransferConfig
 from codo.errors import CodoError, Interrupted
 from codo.jobs.transfer import transfer
@@ -73,6 +73,20 @@ def test_seeds_go_on_where_they_were_stopped(
         monkeypatch.setenv(name, "0")
     with pytest.raises(CodoError, match="one process at a time"):
         transfer_seeds(config, [1], out)
+
+
+def test_a_stopped_seed_goes_on_as_the_call_says(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(optim=SHORT)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(Interrupted):
+            transfer_seeds(config, [0], tmp_path)
+    anew = config.model_copy(update={"run": config.run.model_copy(update={"precision": "bf16"})})
+    transfer_seeds(anew, [0, 1], tmp_path)
+    for seed in (0, 1):
+        assert read_yaml(tmp_path / f"seed-{seed}" / "config.yaml")["run"]["precision"] == "bf16"
 
 
 @pytest.mark.parametrize("part", ["weights", "data"])

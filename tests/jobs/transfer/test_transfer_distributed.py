@@ -13,6 +13,7 @@ from codo.jobs.transfer import transfer
 from codo.jobs.transfer.data import load_data
 from codo.jobs.transfer.dataset import DetectionDataset, batches
 from codo.jobs.transfer.evaluate import evaluate
+from codo.jobs.transfer.loop import all_used
 from codo.jobs.transfer.run import fresh_detector
 from codo.runs.hardware import Hardware
 from codo.runs.weights_file import read_weights
@@ -90,6 +91,24 @@ def test_two_processes_train_a_detector_of_ones_own_of_which_a_part_has_no_gradi
     file.write_text(dump_yaml(config))
     finish(launch(2, "transfer", "--config", str(file), "--out", str(out)))
     assert json.loads((out / "summary.json").read_text())["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("detector", "backbone"),
+    [
+        ("faster_rcnn", "hrnet_w18_small"),
+        ("retinanet", "resnet18"),
+        ("retinanet", "hrnet_w18_small"),
+        ("fcos", "hrnet_w18_small"),
+    ],
+)
+def test_ddp_is_told_of_parameters_of_codos_detectors_that_take_no_part(make_config, detector, backbone):
+    config = make_config(detector=detector, architecture={"backbone": backbone})
+    model = fresh_detector(config, 2, [0.5] * 3, [0.2] * 3).train()
+    target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
+    losses = model([torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))], [target])
+    sum(losses.values()).backward()
+    assert all_used(config) == all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 def test_a_batch_that_does_not_spread_and_other_data_are_refused(make_config, tmp_path, monkeypatch):

@@ -206,7 +206,7 @@ def hardware(results: Results) -> str:
     """Say what the finished jobs ran on; empty where that is not known."""
     found = results.environment.get("hardware")
     names = [n for kind in found.values() if isinstance(kind, list) for n in kind] if isinstance(found, dict) else []
-    return "; ".join(dict.fromkeys(names))
+    return "; ".join(dict.fromkeys(map(str, names)))
 
 
 def warnings(results: Results) -> list[str]:
@@ -218,7 +218,7 @@ def warnings(results: Results) -> list[str]:
     found = results.environment.get("hardware")
     kinds = found.items() if isinstance(found, dict) else ()
     said = results.notices + [
-        f"the {kind} jobs did not run on the same hardware, or not in the same precision: {'; '.join(names)}"
+        f"the {kind} jobs did not run on the same hardware, or not in the same precision: {'; '.join(map(str, names))}"
         for kind, names in kinds
         if isinstance(names, list) and len(names) > 1
     ]
