@@ -193,6 +193,11 @@ page attempts.md
 section "AP50 of one query view, eight seeds"
 say "less CoDo" attempts/one_view.csv longer/views.csv --of "one query view | views=1" --less "CoDo | views=2" --metric AP50
 
+section "Negatives on the same background: view_hard_top1"
+for probe in probe/box_head/view_hard_top1 probe/view_hard_top1; do
+  say "$probe" attempts/same_background.csv --of "negatives on the same background" --less CoDo --metric $probe --digits 3
+done
+
 section "AP50 of one query view, five seeds"
 say "less CoDo" attempts/one_view.csv --of "one query view" --less CoDo --metric AP50
 
