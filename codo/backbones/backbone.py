@@ -24,6 +24,16 @@ STRIDES: tuple[int, ...] = tuple(2**k for k in LEVELS)
 """Pixels per cell of those levels: 4, 8, 16, 32."""
 
 
+def has_branches(name: str) -> bool:
+    """Tell whether some parameters of timm's model `name` feed a finer level alone, as an HRNet's parallel branches do.
+
+    Example:
+        >>> has_branches("hrnet_w18_small"), has_branches("resnet50")
+        (True, False)
+    """
+    return name.startswith("hrnet")
+
+
 class Backbone(nn.Module):
     """The stages C2-C5 of a timm model and, on top, the pyramid levels P2-P5 with BN (torchvision's `_v2`).
 

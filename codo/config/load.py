@@ -29,6 +29,8 @@ MOVABLE = tuple(f"data.{name}" for name in DATA_PATHS)
 CHOOSE_DATA = (*DATA_PATHS, "limit", "fraction")
 """Fields of `data`, of pretraining and of transfer, that say which images are used; the others how they are read."""
 
+SECTION_EXPECTED = "a section of fields is expected"
+
 
 def load_config(
     kind: type[Config],
@@ -212,7 +214,7 @@ def _check_sections(tree: Mapping[str, Any], field: str, where: str) -> None:
     for i, name in enumerate(names):
         section = tree.get(name, {})
         if not isinstance(section, Mapping):
-            raise CodoError(f"config: {'.'.join(names[: i + 1])} = {section!r}: a section of fields is expected{where}")
+            raise CodoError(f"config: {'.'.join(names[: i + 1])} = {section!r}: {SECTION_EXPECTED}{where}")
         tree = section
 
 
@@ -254,6 +256,8 @@ def plain(error: Mapping[str, Any]) -> str:
     """Say a validation's error in the words of who writes YAML."""
     if error["type"] in ("tuple_type", "list_type"):
         return "a list is expected"
+    if error["type"] == "model_type":
+        return SECTION_EXPECTED
     if error["type"] == "too_short":
         return f"at least {error['ctx']['min_length']} in the list expected"
     message = str(error["msg"])

@@ -9,7 +9,7 @@ import torch
 from timm.optim import Lars
 from torch import nn
 
-from codo.backbones import LEVELS, Backbone
+from codo.backbones import LEVELS, Backbone, has_branches
 from codo.config.pretrain import PretrainConfig
 from codo.errors import CodoError
 from codo.heads import MLPProjector, RoIPool, box_head
@@ -105,7 +105,7 @@ class Method(nn.Module):
             every_level = deepest or bool({"image", "dense"} & embeds)
         # A user's loss may have no gradient in a step.
         plain = not own and not parts.names() and not (config.model.projector or config.model.box_head)
-        whole_trunk = config.alignment or not config.model.backbone.startswith("hrnet")  # C5 alone is not all of that
+        whole_trunk = config.alignment or not has_branches(config.model.backbone)  # C5 alone is not all of that
         self.all_used = every_level and whole_trunk and plain and ":" not in config.model.backbone
         self.untrained = _untrained(config, embeds, {loss.embeds for loss, _ in own.values()})
         self.losses = nn.ModuleDict(losses | {name: loss for name, (loss, _) in own.items()})

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from codo.backbones import has_branches
 from codo.config.transfer import DETECTORS, ONE_STAGE, TransferConfig
 from codo.errors import CodoError, Interrupted
 from codo.jobs.transfer.base import Detector
@@ -43,7 +44,7 @@ def all_used(config: TransferConfig) -> bool:
     """Tell whether each parameter that is trained takes part in every step, which several processes rely on."""
     backbone = config.architecture.backbone
     ours = config.detector in DETECTORS and ":" not in backbone  # a user's parts may leave some out
-    return ours and (config.detector not in ONE_STAGE or not backbone.startswith("hrnet"))  # C3-C5 are not all of those
+    return ours and (config.detector not in ONE_STAGE or not has_branches(backbone))  # without C2
 
 
 class Training:
